@@ -1,0 +1,15 @@
+"""Bytes of the messages in `messages.py`: msgpack, one typed decoder per direction.
+
+Used by `front/engine_client.py`, `engine/mailbox.py` and `launch.py`. A message that does not fit
+the types raises `msgspec.ValidationError` here and never reaches the code behind it.
+"""
+
+import msgspec
+
+from serving.protocol.messages import Status, ToEngine, ToFront, ToLauncher
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_front = msgspec.msgpack.Decoder(ToFront).decode
+decode_to_launcher = msgspec.msgpack.Decoder(ToLauncher).decode
+decode_status = msgspec.msgpack.Decoder(Status).decode
