@@ -1,0 +1,39 @@
+"""What attention must know of a step, the same for every layer.
+
+Built by `engine/model_runner.py` from the plan, read by `torch_ops.py` and `compiled_ops.py`. The
+flat token axis holds one token of each decode row first, then the prefill chunks one after the
+other.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Consecutive tokens of one sequence: flat range, and the KV length behind the last of them."""
+
+    start: int  # first flat token
+    stop: int
+    context_len: int  # KV length including this chunk
+    blocks: torch.Tensor  # int64 [blocks of the context]
+
+    @property
+    def cached_len(self) -> int:
+        """KV entries written by earlier steps."""
+        return self.context_len - (self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """Where the KV entries of a step are written and read."""
+
+    positions: torch.Tensor  # int64 [tokens]
+    slots: torch.Tensor  # int64 [tokens]; block * block_size + offset
+    num_decodes: int
+    block_tables: torch.Tensor  # int32 [num_decodes, blocks of the longest]
+    context_lens: torch.Tensor  # int32 [num_decodes]; including the current token
+    chunks: list[PrefillChunk]
+    # What a backend computes once per step and reuses in every layer (masks, gathered indices).
+    memo: dict[object, torch.Tensor] = field(default_factory=dict)

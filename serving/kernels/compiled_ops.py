@@ -1,0 +1,82 @@
+"""`TorchOps` with the hot operations replaced by the compiled ones of `cpu_ops.cpp`. CPU only.
+
+Chosen by `dispatch.py` where the library could be built. Prefill attention stays with torch, whose
+kernel is as fast as ours would be.
+"""
+
+import torch
+
+from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.torch_ops import HeadLayout, TorchOps
+
+
+class CompiledOps(TorchOps):
+    """Fused norm, rotation with KV write, paged decode, gated activation and greedy choice."""
+
+    name = "compiled"
+
+    def __init__(self) -> None:
+        """The library must have been loaded by `cpu_ops.load()`."""
+        ops = torch.ops.serving_cpu
+        self._rms_norm = ops.rms_norm.default
+        self._add_rms_norm = ops.add_rms_norm_.default
+        self._rope_write_kv = ops.rope_write_kv_.default
+        self._paged_decode = ops.paged_decode.default
+        self._silu_mul = ops.silu_mul.default
+        self._greedy = ops.greedy.default
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See `TorchOps`."""
+        result: torch.Tensor = self._rms_norm(x, weight, eps)
+        return result
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See `TorchOps`; the result is `x`, overwritten."""
+        self._add_rms_norm(x, residual, weight, eps)
+        return x
+
+    def gated(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        """See `TorchOps`; activations other than SiLU run there."""
+        if activation != "silu":
+            return super().gated(gate_up, activation)
+        result: torch.Tensor = self._silu_mul(gate_up)
+        return result
+
+    def rope_and_write(
+        self,
+        qkv: torch.Tensor,
+        layout: HeadLayout,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        batch: AttentionBatch,
+    ) -> None:
+        """See `TorchOps`."""
+        self._rope_write_kv(
+            qkv, cos, sin, key_cache, value_cache, batch.slots,
+            layout.heads, layout.kv_heads, layout.head_dim,
+        )  # fmt: skip
+
+    def decode_attention(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        window: int,
+    ) -> torch.Tensor:
+        """See `TorchOps`; reads the blocks where they are, without gathering."""
+        result: torch.Tensor = self._paged_decode(
+            query, key_cache, value_cache, batch.block_tables, batch.context_lens,
+            scale, window, 0.0,
+        )  # fmt: skip
+        return result
+
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `TorchOps`; one pass over the logits."""
+        ids, logprobs = self._greedy(logits)
+        return ids, logprobs

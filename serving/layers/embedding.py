@@ -1,0 +1,55 @@
+"""Token embedding and output head, both split over ranks along the vocabulary.
+
+Used by `models/decoder.py`. Shards are padded to equal width, so that any vocabulary divides.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from serving.layers.linear import MatmulFactory, TensorSource
+from serving.layers.parallel import ShardContext
+
+
+def vocabulary_range(vocab_size: int, shard: ShardContext) -> tuple[int, int, int]:
+    """(start, stop, padded width) of this rank's rows of the vocabulary."""
+    width = -(-vocab_size // shard.size)
+    start = min(shard.rank * width, vocab_size)
+    return start, min(start + width, vocab_size), width
+
+
+class Embedding:
+    """Vocabulary-parallel lookup: a rank gives zeros for ids that it does not hold."""
+
+    def __init__(
+        self, source: TensorSource, name: str, vocab_size: int, shard: ShardContext
+    ) -> None:
+        self._start, self._stop, _ = vocabulary_range(vocab_size, shard)
+        self.weight = source.rows(f"{name}.weight", self._start, self._stop)
+        self._shard = shard
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[tokens] to [tokens, hidden]."""
+        if self._shard.size == 1:
+            return F.embedding(token_ids, self.weight)
+        held = (token_ids >= self._start) & (token_ids < self._stop)
+        local = torch.where(held, token_ids - self._start, 0)
+        hidden = F.embedding(local, self.weight) * held.unsqueeze(-1)
+        return self._shard.all_reduce(hidden)
+
+
+class Head:
+    """Vocabulary-parallel projection to logits, gathered so that every rank has them all."""
+
+    def __init__(
+        self, weight: torch.Tensor, vocab_size: int, shard: ShardContext, matmul: MatmulFactory
+    ) -> None:
+        """`weight`: this rank's rows of the vocabulary, [rows, hidden]."""
+        _, _, width = vocabulary_range(vocab_size, shard)
+        padding = width - weight.shape[0]
+        self._matmul = matmul(F.pad(weight, (0, 0, 0, padding)) if padding else weight, None)
+        self._vocab_size = vocab_size
+        self._shard = shard
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] to [rows, vocab_size]."""
+        return self._shard.all_gather_last(self._matmul(hidden))[:, : self._vocab_size]

@@ -1,0 +1,22 @@
+"""Gated feed-forward of one layer, its intermediate dimension split over ranks."""
+
+from dataclasses import dataclass
+
+import torch
+
+from serving.kernels.torch_ops import TorchOps
+from serving.layers.linear import ColumnLinear, RowLinear
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    """down(activation(gate(x)) * up(x)), gate and up fused into one matmul."""
+
+    gate_up: ColumnLinear
+    down: RowLinear
+    activation: str
+    ops: TorchOps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] to [tokens, hidden]."""
+        return self.down(self.ops.gated(self.gate_up(x), self.activation))
