@@ -1,0 +1,142 @@
+"""Per-row state that survives from step to step, and the flat arrays of the next step.
+
+Every rank keeps a `RowTable` and applies the same plans to it. All numpy, no torch, no device:
+rows are written when they change, and a step's arrays are gathered from them without a Python loop
+over decode rows. Read by `model_runner.py` and `sampler.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.engine.plan import Admission, Plan
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChunkArrays:
+    """A prefill chunk: flat range, KV length behind it, its sequence's blocks."""
+
+    start: int
+    stop: int
+    context_len: int
+    blocks: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """One step on the flat token axis: decodes first, then chunks."""
+
+    token_ids: Ints  # [tokens]
+    positions: Ints  # [tokens]
+    slots: Ints  # [tokens]
+    num_decodes: int
+    block_tables: npt.NDArray[np.int32]  # [num_decodes, blocks of the longest]
+    context_lens: npt.NDArray[np.int32]  # [num_decodes]
+    chunks: list[ChunkArrays]
+    sample_index: Ints  # flat token whose logits are wanted, [samples]
+    sample_rows: Ints  # row of each of them, [samples]
+
+
+class RowTable:
+    """Tokens, blocks and sampling parameters of up to `rows` running sequences."""
+
+    def __init__(self, rows: int, max_tokens: int, block_size: int) -> None:
+        """`max_tokens`: longest sequence, prompt and output."""
+        self._block_size = block_size
+        self.token_ids = np.zeros((rows, max_tokens + 1), np.int32)
+        self.num_tokens = np.zeros(rows, np.int64)
+        self.num_computed = np.zeros(rows, np.int64)
+        self.block_table = np.zeros((rows, -(-max_tokens // block_size)), np.int32)
+        self.samples = np.zeros(rows, np.bool_)
+        self.temperature = np.ones(rows, np.float32)
+        self.top_k = np.zeros(rows, np.int64)
+        self.top_p = np.ones(rows, np.float32)
+        self.typical_p = np.ones(rows, np.float32)
+        self.repetition_penalty = np.ones(rows, np.float32)
+        self.frequency_penalty = np.zeros(rows, np.float32)
+        self.seed = np.zeros(rows, np.uint64)
+        self.top_n_tokens = np.zeros(rows, np.int64)
+        self.is_plain = np.ones(rows, np.bool_)  # greedy, no rules, no top tokens
+
+    def apply(self, plan: Plan) -> StepArrays:
+        """Take over what changed and gather the arrays of this step; its tokens become computed."""
+        for admission in plan.admissions:
+            self._admit(admission)
+        for row, index, block in plan.grown:
+            self.block_table[row, index] = block
+        arrays = self._gather(plan)
+        self.num_computed[plan.rows] += plan.lengths
+        return arrays
+
+    def append(self, rows: Ints, token_ids: Ints) -> None:
+        """Known tokens grow by one in each of these rows."""
+        self.token_ids[rows, self.num_tokens[rows]] = token_ids
+        self.num_tokens[rows] += 1
+
+    def _admit(self, admission: Admission) -> None:
+        row, sampling = admission.row, admission.sampling
+        self.token_ids[row, : len(admission.token_ids)] = admission.token_ids
+        self.num_tokens[row] = len(admission.token_ids)
+        self.num_computed[row] = admission.computed
+        self.block_table[row, : len(admission.blocks)] = admission.blocks
+        self.samples[row] = sampling.samples
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = sampling.top_k
+        self.top_p[row] = sampling.top_p
+        self.typical_p[row] = sampling.typical_p
+        self.repetition_penalty[row] = sampling.repetition_penalty
+        self.frequency_penalty[row] = sampling.frequency_penalty
+        self.seed[row] = sampling.seed
+        self.top_n_tokens[row] = admission.top_n_tokens
+        self.is_plain[row] = not (
+            sampling.samples
+            or sampling.repetition_penalty != 1.0
+            or sampling.frequency_penalty != 0.0
+            or admission.top_n_tokens
+        )
+
+    def _gather(self, plan: Plan) -> StepArrays:
+        decodes = np.array(plan.rows[: plan.num_decodes], np.int64)
+        positions = self.num_computed[decodes]
+        blocks = self.block_table[decodes, positions // self._block_size].astype(np.int64)
+        token_parts = [self.token_ids[decodes, positions].astype(np.int64)]
+        position_parts = [positions]
+        slot_parts = [blocks * self._block_size + positions % self._block_size]
+        context_lens = (positions + 1).astype(np.int32)
+        width = int(-(-int(context_lens.max()) // self._block_size)) if len(decodes) else 0
+        sample_index, sample_rows = [np.arange(len(decodes))], [decodes]
+        chunks: list[ChunkArrays] = []
+        start = plan.num_decodes
+        for row, length in zip(
+            plan.rows[plan.num_decodes :], plan.lengths[plan.num_decodes :], strict=True
+        ):
+            first = int(self.num_computed[row])
+            last = first + length
+            own = np.arange(first, last)
+            table = self.block_table[row]
+            token_parts.append(self.token_ids[row, first:last].astype(np.int64))
+            position_parts.append(own)
+            slot_parts.append(
+                table[own // self._block_size].astype(np.int64) * self._block_size
+                + own % self._block_size
+            )
+            held = table[: -(-last // self._block_size)].copy()
+            chunks.append(ChunkArrays(start, start + length, last, held))
+            start += length
+            if last == self.num_tokens[row]:
+                sample_index.append(np.array([start - 1]))
+                sample_rows.append(np.array([row]))
+        return StepArrays(
+            np.concatenate(token_parts),
+            np.concatenate(position_parts),
+            np.concatenate(slot_parts),
+            plan.num_decodes,
+            self.block_table[decodes, :width],
+            context_lens,
+            chunks,
+            np.concatenate(sample_index),
+            np.concatenate(sample_rows),
+        )

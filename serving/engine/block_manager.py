@@ -1,0 +1,117 @@
+"""Owner of the KV blocks: who uses which, what is cached, what is evicted. Rank 0, no torch.
+
+Invariant: every block is in exactly one of three states: referenced by at least one sequence,
+cached (unreferenced, but holding a published prefix; least recently used first), or free. A cached
+block can be taken back by a sequence with the same prefix or evicted for a new one; a referenced
+block never moves. `check_idle()` asserts it. Called by `scheduler.py` only.
+"""
+
+from collections import OrderedDict
+from hashlib import blake2b
+
+import numpy as np
+
+
+class BlockManager:
+    """Reference-counted blocks with a prefix cache of chained hashes over full blocks."""
+
+    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._prefix_caching = prefix_caching
+        self._references = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._block_of: dict[bytes, int] = {}
+        self._digest_of: dict[int, bytes] = {}
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can hand out."""
+        return len(self._free) + len(self._cached)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """How many blocks hold so many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def match(self, token_ids: list[int]) -> tuple[list[int], list[bytes]]:
+        """Longest cached prefix: (its blocks, their digests). References nothing yet.
+
+        At least one token is left to compute, because its logits are wanted.
+        """
+        blocks: list[int] = []
+        digests: list[bytes] = []
+        if not self._prefix_caching:
+            return blocks, digests
+        for index in range((len(token_ids) - 1) // self.block_size):
+            digest = self._digest(token_ids, index, digests)
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+            digests.append(digest)
+        return blocks, digests
+
+    def available_beside(self, blocks: list[int]) -> int:
+        """Blocks that could be allocated once these (cached ones among them) are referenced."""
+        return self.num_available - sum(not self._references[block] for block in blocks)
+
+    def reference(self, blocks: list[int]) -> None:
+        """One more sequence uses these blocks of the prefix cache."""
+        for block in blocks:
+            if not self._references[block]:
+                del self._cached[block]
+            self._references[block] += 1
+
+    def allocate(self) -> int:
+        """A block for one sequence, evicting the least recently used prefix if none is free.
+
+        The caller has checked `num_available`.
+        """
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            del self._block_of[self._digest_of.pop(block)]
+        self._references[block] = 1
+        return block
+
+    def publish(
+        self, token_ids: list[int], num_computed: int, blocks: list[int], digests: list[bytes]
+    ) -> None:
+        """Offer a sequence's newly filled blocks to others; extends `digests` in place."""
+        if not self._prefix_caching:
+            return
+        for index in range(len(digests), num_computed // self.block_size):
+            digest = self._digest(token_ids, index, digests)
+            digests.append(digest)
+            # Two sequences may compute the same prefix at once; the first one's block is kept.
+            if digest not in self._block_of:
+                self._block_of[digest] = blocks[index]
+                self._digest_of[blocks[index]] = digest
+
+    def release(self, blocks: list[int]) -> None:
+        """A sequence is done with its blocks. Tails are evicted before the prefixes they need."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block]:
+                continue
+            if block in self._digest_of:
+                self._cached[block] = None
+            else:
+                self._free.append(block)
+
+    def check_idle(self) -> None:
+        """Assert the invariant for a moment without sequences: nothing is referenced or lost."""
+        held = [block for block, count in enumerate(self._references) if count]
+        assert not held, f"blocks {held[:10]} are still referenced while idle"
+        states = sorted(self._free + list(self._cached))
+        assert states == list(range(self.num_blocks)), "blocks were lost or doubled"
+        assert set(self._digest_of) == set(self._cached), "a published block is not cached"
+
+    def _digest(self, token_ids: list[int], index: int, digests: list[bytes]) -> bytes:
+        """Hash of all tokens up to the end of block `index`, chained over `digests`."""
+        start = index * self.block_size
+        tokens = np.array(token_ids[start : start + self.block_size], dtype=np.int32)
+        parent = digests[index - 1] if index else b""
+        return blake2b(parent + tokens.tobytes(), digest_size=16).digest()

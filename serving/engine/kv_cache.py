@@ -1,0 +1,116 @@
+"""Sizes the KV pool from measured memory, owns its tensors, prints the ledger.
+
+Called by `process.py` after the weights are loaded and the worst step has been measured. The pool
+is touched once at start: memory that the server has declared ready is really there.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from serving.errors import StartupError
+from serving.layers.attention import KvLayer
+
+log = logging.getLogger(__name__)
+GIB = 1024**3
+CPU_SHARE = 0.5  # of the free memory: the rest belongs to the page cache and other processes
+DEVICE_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What one block of the pool holds on this rank."""
+
+    layers: int
+    kv_heads: int
+    block_size: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        elements = self.layers * 2 * self.kv_heads * self.block_size * self.head_dim
+        return elements * self.dtype.itemsize
+
+
+def allocate(shape: KvShape, num_blocks: int, device: torch.device) -> list[KvLayer]:
+    """Zeroed pool of `num_blocks` blocks: one (keys, values) pair per layer."""
+    size = (num_blocks, shape.kv_heads, shape.block_size, shape.head_dim)
+
+    def filled() -> torch.Tensor:
+        return torch.empty(size, dtype=shape.dtype, device=device).zero_()
+
+    return [KvLayer(filled(), filled()) for _ in range(shape.layers)]
+
+
+def pool_blocks(shape: KvShape, free_bytes: int, fraction: float, wanted_tokens: int) -> int:
+    """Blocks that fit into the share of free memory, at most what `wanted_tokens` need."""
+    fitting = int(free_bytes * fraction) // shape.block_bytes
+    return min(fitting, -(-wanted_tokens // shape.block_size))
+
+
+def device_fraction(device: torch.device, cuda_memory_fraction: float) -> float:
+    """Share of the free memory that the pool may take."""
+    return CPU_SHARE if device.type == "cpu" else DEVICE_SHARE * cuda_memory_fraction
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated now on the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = _meminfo("MemAvailable")
+    limit = _cgroup_headroom()
+    return available if limit is None else min(available, limit)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_capacity(num_blocks: int, block_size: int, needed_tokens: int, what: str) -> None:
+    """Raise `StartupError` if the pool cannot hold one sequence of the longest length."""
+    if num_blocks * block_size < needed_tokens:
+        raise StartupError(
+            "kv cache",
+            f"not enough memory to handle {what} {needed_tokens}: "
+            f"the KV pool holds {num_blocks * block_size} tokens",
+            "lower --max-total-tokens, give the process more memory, or take a smaller model",
+        )
+
+
+def log_ledger(entries: dict[str, int]) -> None:
+    """One line with every part of the memory, in GiB."""
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in entries.items())
+    log.info("memory ledger (GiB): %s", parts)
+
+
+def _meminfo(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, value = line.split(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise StartupError("kv cache", f"/proc/meminfo has no {key}", "run on Linux with /proc mounted")
+
+
+def _cgroup_headroom() -> int | None:
+    """Bytes left below the container's memory limit, or None where there is no limit."""
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit_path, usage_path = (
+            Path("/sys/fs/cgroup", limit_file),
+            Path("/sys/fs/cgroup", usage_file),
+        )
+        if limit_path.exists() and usage_path.exists():
+            limit = limit_path.read_text().strip()
+            if limit.isdigit():
+                return max(int(limit) - int(usage_path.read_text()), 0)
+    return None

@@ -1,0 +1,72 @@
+"""Rules that change logits before a token is chosen, in TGI's order and with TGI's formulas.
+
+Pure functions of logits, parameters and the tokens so far: nothing is remembered between steps, so
+a sequence can be resumed anywhere. Called by `sampler.py` for the rows that need them.
+"""
+
+import numpy as np
+import torch
+
+from serving.engine.batch import Ints, RowTable
+
+
+def penalise(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
+    """Repetition and frequency penalties over prompt and output, in place on [rows, vocab].
+
+    Repetition r: a seen id's score is multiplied by r if negative, divided by r otherwise.
+    Frequency f: minus f times the id's share of all tokens so far (TGI normalises by length).
+    """
+    repetition = table.repetition_penalty[rows]
+    frequency = table.frequency_penalty[rows]
+    for index in np.flatnonzero((repetition != 1.0) | (frequency != 0.0)):
+        row = rows[index]
+        tokens = table.token_ids[row, : table.num_tokens[row]]
+        ids, counts = np.unique(tokens, return_counts=True)
+        seen = torch.from_numpy(ids).to(scores.device, torch.int64)
+        chosen = scores[index, seen]
+        factor = float(repetition[index])
+        chosen = torch.where(chosen < 0, chosen * factor, chosen / factor)
+        share = torch.from_numpy(counts / len(tokens)).to(scores.device, scores.dtype)
+        scores[index, seen] = chosen - float(frequency[index]) * share
+
+
+def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> None:
+    """Keep ids whose score reaches the k-th largest (ties stay), in place. `top_k` [rows], >= 1."""
+    vocabulary = scores.shape[-1]
+    wanted = top_k.clamp(max=vocabulary)
+    best = scores.topk(int(wanted.max()), dim=-1).values
+    threshold = best.gather(-1, (wanted - 1).unsqueeze(-1))
+    scores.masked_fill_(scores < threshold, float("-inf"))
+
+
+def keep_top_p(scores: torch.Tensor, top_p: torch.Tensor, candidates: int = 1024) -> None:
+    """Keep the most likely ids until their mass reaches p, in place; at least one stays.
+
+    Nearly always a few candidates hold that mass, so the whole vocabulary is sorted only if not.
+    """
+    log_total = scores.logsumexp(dim=-1, keepdim=True)
+    count = min(candidates, scores.shape[-1])
+    best = scores.topk(count, dim=-1).values
+    if bool(((best - log_total).exp().sum(-1) < top_p).any()):
+        best = scores.sort(dim=-1, descending=True).values
+    probabilities = (best - log_total).exp()
+    mass_before = probabilities.cumsum(-1) - probabilities
+    kept = (mass_before < top_p.unsqueeze(-1)).sum(-1, keepdim=True).clamp(min=1)
+    threshold = best.gather(-1, kept - 1)
+    scores.masked_fill_(scores < threshold, float("-inf"))
+
+
+def keep_typical(scores: torch.Tensor, typical_p: torch.Tensor) -> None:
+    """Keep the ids nearest to the expected information until their mass reaches p, in place.
+
+    Source: locally typical sampling, arXiv:2202.00666.
+    """
+    logprobs = scores.log_softmax(-1)
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).nansum(-1, keepdim=True)
+    distance = (-logprobs - entropy).abs()
+    nearest, order = distance.sort(dim=-1, stable=True)
+    mass = probabilities.gather(-1, order).cumsum(-1)
+    last = (mass < typical_p.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    threshold = nearest.gather(-1, last)
+    scores.masked_fill_(distance > threshold, float("-inf"))

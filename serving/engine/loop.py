@@ -1,0 +1,120 @@
+"""The engine's table of contents: receive, schedule, run, complete, reply.
+
+Rank 0. Built by `process.py`. One turn is one step; everything between two forward passes is here
+or is called from here, and must stay below a millisecond at 64 rows.
+"""
+
+import logging
+import time
+from collections import defaultdict
+
+from serving.engine.mailbox import Mailbox
+from serving.engine.model_runner import ModelRunner
+from serving.engine.scheduler import Scheduler
+from serving.engine.sequence import Sequence
+from serving.engine.step_metrics import StepMetrics
+from serving.protocol.messages import Abort, Delta, EngineInfo, Generate
+
+log = logging.getLogger(__name__)
+IDLE_POLL_MS = 100
+
+
+class EngineLoop:
+    """Serves sequences until `stop()`."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        metrics: StepMetrics,
+        info: EngineInfo,
+        max_live: int,
+        check_idle: bool,
+    ) -> None:
+        """`max_live`: admission limit over all front workers; `check_idle`: assert no leaks."""
+        self._mailbox = mailbox
+        self._scheduler = scheduler
+        self._runner = runner
+        self._metrics = metrics
+        self._info = info
+        self._max_live = max_live
+        self._check_idle = check_idle
+        self._running = True
+
+    def stop(self) -> None:
+        """Return from `run()` after the current step (called from a signal handler)."""
+        self._running = False
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        while self._running:
+            self.turn()
+
+    def turn(self) -> None:
+        """One step, or a short wait for messages when there is nothing to do."""
+        self._receive(0 if self._scheduler.num_live else IDLE_POLL_MS)
+        started = time.perf_counter()
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return
+        result = self._runner.execute(plan)
+        self._reply(self._scheduler.complete(result.choice))
+        seconds = time.perf_counter() - started
+        self._metrics.observe(self._scheduler, seconds, result.forward_seconds)
+        if not self._scheduler.num_live:
+            self._rest()
+
+    def _rest(self) -> None:
+        """The last sequence has ended."""
+        self._metrics.observe_sizes(self._scheduler)
+        if self._check_idle:
+            self._scheduler.blocks.check_idle()
+
+    def _receive(self, timeout_ms: int) -> None:
+        had_work = self._scheduler.num_live > 0
+        for worker, message in self._mailbox.receive(timeout_ms):
+            if isinstance(message, Abort):
+                self._scheduler.abort((worker, message.sequence_id))
+            else:
+                self._accept(worker, message)
+        while self._mailbox.lost_workers:
+            worker = self._mailbox.lost_workers.pop()
+            log.warning("front worker %s is gone; its sequences are dropped", worker.hex())
+            self._scheduler.abort_worker(worker)
+        if had_work and not self._scheduler.num_live:
+            self._rest()
+
+    def _accept(self, worker: bytes, request: Generate) -> None:
+        if self._scheduler.num_live >= self._max_live and not request.resume_token_ids:
+            self._mailbox.send_failed(
+                worker, request.sequence_id, "overloaded", "Model is overloaded"
+            )
+            return
+        fault = fault_of(request, self._info)
+        if fault:
+            self._mailbox.send_failed(worker, request.sequence_id, "validation", fault)
+            return
+        self._scheduler.add(Sequence.from_request(worker, request))
+
+    def _reply(self, deltas: list[tuple[Sequence, Delta]]) -> None:
+        by_worker: defaultdict[bytes, list[Delta]] = defaultdict(list)
+        for sequence, delta in deltas:
+            by_worker[sequence.key[0]].append(delta)
+        for worker, own in by_worker.items():
+            self._mailbox.send_step(worker, own)
+
+
+def fault_of(request: Generate, info: EngineInfo) -> str | None:
+    """Why the engine cannot run this request; the front has validated it, a bug might not have."""
+    tokens = request.prompt_token_ids + request.resume_token_ids
+    if not tokens:
+        return "`inputs` has no tokens"
+    if not 0 <= min(tokens) <= max(tokens) < info.vocab_size:
+        return (
+            f"token ids must be >= 0 and < {info.vocab_size}. Given: {min(tokens)}..{max(tokens)}"
+        )
+    total = len(request.prompt_token_ids) + request.stop.max_new_tokens
+    if total > info.max_total_tokens:
+        return f"prompt and new tokens must be <= {info.max_total_tokens}. Given: {total}"
+    return None

@@ -1,0 +1,228 @@
+"""Decides what the next step runs: running decodes first, then prompt chunks, then new sequences.
+
+Rank 0 only, no torch. `loop.py` calls `schedule()` for a plan and `complete()` with the tokens that
+the step chose. Blocks are taken as tokens need them, never reserved for `max_new_tokens`; when they
+run out the youngest sequence is preempted and recomputed later, so the oldest always finishes.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from serving.engine.block_manager import BlockManager
+from serving.engine.plan import Admission, Choice, Plan
+from serving.engine.sequence import Sequence, SequenceKey
+from serving.protocol.messages import Delta
+
+
+@dataclass(slots=True)
+class PlanDraft:
+    """A plan while it is being made, with the sequence of each row."""
+
+    admissions: list[Admission] = field(default_factory=list)
+    grown: list[tuple[int, int, int]] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    num_decodes: int = 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals and the last step's sizes, for the metrics."""
+
+    preemptions: int = 0
+    prefix_hit_tokens: int = 0
+    admitted: int = 0  # in the last step
+    prefilled: bool = False  # the last step held a chunk
+
+
+class Scheduler:
+    """Waiting and running sequences of this engine. Waiting is first come, first served."""
+
+    def __init__(self, blocks: BlockManager, max_rows: int, token_budget: int) -> None:
+        """`max_rows`: sequences in one step; `token_budget`: tokens computed in one step."""
+        self.blocks = blocks
+        self.counters = Counters()
+        self._token_budget = token_budget
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+        self._free_rows = list(range(max_rows - 1, -1, -1))
+        self._sequences: dict[SequenceKey, Sequence] = {}
+        self._planned: PlanDraft = PlanDraft()
+
+    @property
+    def num_live(self) -> int:
+        """Waiting plus running."""
+        return len(self._sequences)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that have no row."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a row."""
+        return len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self._sequences[sequence.key] = sequence
+        self._waiting.append(sequence)
+
+    def abort(self, key: SequenceKey) -> None:
+        """Forget a sequence and free what it holds; unknown keys have ended already."""
+        sequence = self._sequences.pop(key, None)
+        if sequence is None:
+            return
+        if sequence.row < 0:
+            self._waiting.remove(sequence)
+        else:
+            self._running.remove(sequence)
+            self._vacate(sequence)
+
+    def abort_worker(self, worker: bytes) -> None:
+        """Forget every sequence of a front worker that is gone."""
+        for key in [key for key in self._sequences if key[0] == worker]:
+            self.abort(key)
+
+    def schedule(self) -> Plan | None:
+        """The next step, or None when there is nothing to run."""
+        draft = PlanDraft()
+        self._plan_decodes(draft)
+        budget = self._token_budget - draft.num_decodes
+        budget = self._plan_chunks(draft, budget)
+        self._plan_admissions(draft, budget)
+        self._planned = draft
+        if not draft.sequences:
+            return None
+        self.counters.admitted = len(draft.admissions)
+        self.counters.prefilled = len(draft.sequences) > draft.num_decodes
+        rows = [sequence.row for sequence in draft.sequences]
+        return Plan(draft.admissions, draft.grown, rows, draft.lengths, draft.num_decodes)
+
+    def complete(self, choice: Choice) -> list[tuple[Sequence, Delta]]:
+        """Account for the planned step and append its tokens; ended sequences are freed.
+
+        Returns one delta for every sequence that got a token.
+        """
+        self._account(self._planned)
+        by_row = {sequence.row: sequence for sequence in self._planned.sequences}
+        deltas = []
+        for index, row in enumerate(choice.rows):
+            sequence = by_row[row]
+            deltas.append((sequence, self._append(sequence, choice, index)))
+        return deltas
+
+    def _plan_decodes(self, draft: PlanDraft) -> None:
+        index = 0
+        while index < len(self._running):
+            sequence = self._running[index]
+            if sequence.pending == 1:
+                if not self._grow(sequence, draft):
+                    continue  # it was preempted itself and left the list
+                draft.sequences.append(sequence)
+            index += 1
+        draft.num_decodes = len(draft.sequences)
+        draft.lengths = [1] * draft.num_decodes
+
+    def _plan_chunks(self, draft: PlanDraft, budget: int) -> int:
+        """Continue prompts that were begun in earlier steps; returns what is left of the budget."""
+        for sequence in self._running:
+            if budget > 0 and sequence.pending > 1:
+                budget -= self._plan_chunk(draft, sequence, budget)
+        return budget
+
+    def _plan_admissions(self, draft: PlanDraft, budget: int) -> None:
+        while budget > 0 and self._waiting and self._free_rows:
+            sequence = self._waiting[0]
+            if not self._admit(sequence, draft):
+                break
+            self._waiting.popleft()
+            budget -= self._plan_chunk(draft, sequence, budget)
+
+    def _plan_chunk(self, draft: PlanDraft, sequence: Sequence, budget: int) -> int:
+        length = min(sequence.pending, budget)
+        draft.sequences.append(sequence)
+        draft.lengths.append(length)
+        return length
+
+    def _admit(self, sequence: Sequence, draft: PlanDraft) -> bool:
+        """Give a waiting sequence a row and blocks for all its tokens; False if they lack."""
+        shared, digests = self.blocks.match(sequence.token_ids)
+        wanted = self.blocks.blocks_for(len(sequence.token_ids)) - len(shared)
+        # Each running sequence may need one more block soon: do not admit only to preempt.
+        if wanted + len(self._running) > self.blocks.available_beside(shared) and self._running:
+            return False
+        self.blocks.reference(shared)
+        sequence.blocks = shared + [self.blocks.allocate() for _ in range(wanted)]
+        sequence.digests = digests
+        sequence.num_computed = len(shared) * self.blocks.block_size
+        sequence.row = self._free_rows.pop()
+        sequence.admitted_ns = sequence.admitted_ns or time.monotonic_ns()
+        self._running.append(sequence)
+        self.counters.prefix_hit_tokens += sequence.num_computed
+        draft.admissions.append(
+            Admission(
+                sequence.row,
+                sequence.token_ids.copy(),
+                sequence.num_computed,
+                sequence.blocks.copy(),
+                sequence.request.sampling,
+                sequence.request.top_n_tokens,
+            )
+        )
+        return True
+
+    def _grow(self, sequence: Sequence, draft: PlanDraft) -> bool:
+        """Make sure the next token has a block, preempting the youngest; False if that was it."""
+        if sequence.num_computed < len(sequence.blocks) * self.blocks.block_size:
+            return True
+        while not self.blocks.num_available:
+            victim = self._running.pop()
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        block = self.blocks.allocate()
+        draft.grown.append((sequence.row, len(sequence.blocks), block))
+        sequence.blocks.append(block)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; its tokens are kept and recomputed."""
+        self._vacate(sequence)
+        self._waiting.appendleft(sequence)
+        self.counters.preemptions += 1
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """The single place where a sequence gives back its row and its blocks."""
+        self.blocks.release(sequence.blocks)
+        self._free_rows.append(sequence.row)
+        sequence.row = -1
+        sequence.num_computed = 0
+        sequence.blocks = []
+        sequence.digests = []
+
+    def _account(self, draft: PlanDraft) -> None:
+        block_size = self.blocks.block_size
+        for sequence, length in zip(draft.sequences, draft.lengths, strict=True):
+            sequence.num_computed += length
+            if sequence.num_computed // block_size > len(sequence.digests):
+                self.blocks.publish(
+                    sequence.token_ids, sequence.num_computed, sequence.blocks, sequence.digests
+                )
+
+    def _append(self, sequence: Sequence, choice: Choice, index: int) -> Delta:
+        first = sequence.num_generated == len(sequence.request.resume_token_ids)
+        sequence.token_ids.append(choice.token_ids[index])
+        reason = sequence.finish_reason()
+        if reason:
+            self.abort(sequence.key)
+        return Delta(
+            sequence.request.sequence_id,
+            [choice.token_ids[index]],
+            [choice.logprobs[index]] if sequence.request.logprobs else [],
+            [choice.top_tokens[index]] if sequence.request.top_n_tokens else [],
+            reason,
+            sequence.admitted_ns if first else 0,
+        )

@@ -1,0 +1,50 @@
+"""One sequence inside the engine: its tokens, its KV blocks, and how it ends.
+
+Created by `mailbox.py` from a `Generate`, owned by `scheduler.py`. Plain data plus the stop rule.
+"""
+
+from dataclasses import dataclass, field
+
+from serving.protocol.messages import FinishReason, Generate
+
+SequenceKey = tuple[bytes, int]  # (front worker, its sequence id)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable state of one sequence. `token_ids` holds prompt, resumed and generated tokens."""
+
+    key: SequenceKey
+    request: Generate
+    token_ids: list[int]
+    row: int = -1  # -1 while waiting
+    num_computed: int = 0  # leading tokens whose KV is in the cache
+    blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)  # prefix hashes of its full blocks
+    admitted_ns: int = 0  # first time it entered a batch
+
+    @classmethod
+    def from_request(cls, worker: bytes, request: Generate) -> "Sequence":
+        """A new sequence that continues after the resumed tokens."""
+        tokens = request.prompt_token_ids + request.resume_token_ids
+        return cls((worker, request.sequence_id), request, tokens)
+
+    @property
+    def pending(self) -> int:
+        """Known tokens that are not computed yet; at least one while it is alive."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens after the prompt, resumed ones included."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ends after its last token; None if it goes on.
+
+        The length limit wins over a stop token that arrives with it, as in TGI.
+        """
+        stop = self.request.stop
+        if self.num_generated >= stop.max_new_tokens:
+            return "length"
+        return "eos_token" if self.token_ids[-1] in stop.stop_token_ids else None

@@ -1,0 +1,77 @@
+"""Runs the worst step an engine can be asked for, to prove the model and to measure its memory.
+
+Called by `process.py` before the KV pool is sized. The step has a full budget of prompt tokens and
+then a decode of every row with every sampling rule on.
+"""
+
+import resource
+from typing import Protocol
+
+import torch
+
+from serving.engine import kv_cache
+from serving.engine.batch import RowTable
+from serving.engine.kv_cache import KvShape
+from serving.engine.model_runner import ModelRunner
+from serving.engine.plan import Admission, Plan
+from serving.engine.sampler import Sampler
+from serving.kernels.torch_ops import TorchOps
+from serving.models.decoder import Decoder
+from serving.protocol.params import SamplingParams
+
+EVERY_RULE = SamplingParams(
+    do_sample=True,
+    temperature=0.7,
+    top_k=50,
+    top_p=0.9,
+    typical_p=0.9,
+    repetition_penalty=1.1,
+    frequency_penalty=0.1,
+)
+
+
+class Model(Protocol):
+    """The parts of a loaded model that a step needs."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model."""
+
+    @property
+    def shape(self) -> KvShape:
+        """Its KV blocks."""
+
+    @property
+    def ops(self) -> TorchOps:
+        """Its operations."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence."""
+
+
+def run(model: Model, token_budget: int, rows: int, block_size: int) -> int:
+    """Run the worst steps on a throw-away KV pool; returns the bytes that they needed."""
+    length = min(token_budget, model.context_length - 1)
+    per_row = -(-(length + 1) // block_size)
+    before = _peak(model.device)
+    pool = kv_cache.allocate(model.shape, per_row + rows, model.device)
+    table = RowTable(rows, length + 1, block_size)
+    runner = ModelRunner(model.decoder, pool, table, Sampler(model.ops), model.device)
+    prompt = Admission(0, [0] * length, 0, list(range(per_row)), EVERY_RULE, 5)
+    runner.execute(Plan([prompt], [], [0], [length], 0))
+    others = [Admission(row, [0], 0, [per_row + row], EVERY_RULE, 5) for row in range(rows)]
+    runner.execute(Plan(others, [], list(range(rows)), [1] * rows, rows))
+    pool_bytes = (per_row + rows) * model.shape.block_bytes
+    return max(_peak(model.device) - before - pool_bytes, 0)
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes that this process has held so far on the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
