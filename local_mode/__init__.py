@@ -1,0 +1,1 @@
+"""Serve, probe and make small models on one machine, without a cloud account."""

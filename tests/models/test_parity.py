@@ -1,0 +1,111 @@
+"""Every served family against transformers: logits and greedy tokens, in every way we compute."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from engine_rig import Rig, load_decoder
+from transformers import AutoModelForCausalLM
+
+from local_mode.tiny_model import VARIANTS, write_checkpoint
+from serving.kernels.torch_ops import TorchOps
+from serving.models.registry import model_types
+
+NEW_TOKENS = 32
+PROMPTS = [37, 1, 64, 90]  # lengths: inside a block, one token, block boundary, beyond windows
+TOLERANCE = 1e-3
+
+
+class Oracle:
+    """A checkpoint, its greedy continuations and logits by transformers, and our decoder."""
+
+    def __init__(self, variant: str, path: Path) -> None:
+        write_checkpoint(variant, path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        source = random.Random(variant)
+        self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
+        self.tokens: list[list[int]] = []
+        self.logits: list[torch.Tensor] = []
+        for prompt in self.prompts:
+            tokens, logits = greedy(model, prompt)
+            self.tokens.append(tokens)
+            self.logits.append(logits)
+        self.path = path
+        self.decoder = load_decoder(path, TorchOps())
+
+    def rig(self, **options: object) -> Rig:
+        return Rig(self.decoder, TorchOps(), **options)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens and the logits that chose them, recomputing everything at each token."""
+    ids, rows = list(prompt), []
+    for _ in range(NEW_TOKENS):
+        row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        rows.append(row)
+        ids.append(int(row.argmax()))
+    return ids[len(prompt) :], torch.stack(rows)
+
+
+@pytest.fixture(scope="module", params=sorted(VARIANTS))
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return Oracle(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+
+
+def assert_logits(rig: Rig, expected: torch.Tensor) -> None:
+    found = torch.stack(rig.sampler.logits)
+    assert (found - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("index", range(len(PROMPTS)))
+def test_whole_prefill_then_decode(oracle: Oracle, index: int) -> None:
+    rig = oracle.rig()
+    rig.add(0, oracle.prompts[index], NEW_TOKENS)
+    assert rig.run() == {0: oracle.tokens[index]}
+    assert_logits(rig, oracle.logits[index])
+
+
+@pytest.mark.parametrize("budget", [5, 16, 33])
+def test_chunked_prefill(oracle: Oracle, budget: int) -> None:
+    rig = oracle.rig(token_budget=budget)
+    rig.add(0, oracle.prompts[3], NEW_TOKENS)
+    assert rig.run() == {0: oracle.tokens[3]}
+    assert_logits(rig, oracle.logits[3])
+
+
+def test_prefix_cache_hit(oracle: Oracle) -> None:
+    rig = oracle.rig()
+    rig.add(0, oracle.prompts[3], 1)
+    rig.run()
+    rig.sampler.logits.clear()
+    rig.add(1, oracle.prompts[3], NEW_TOKENS)
+    assert rig.run() == {1: oracle.tokens[3]}
+    assert rig.scheduler.counters.prefix_hit_tokens == 88
+    assert_logits(rig, oracle.logits[3])
+
+
+def test_mixed_batch_with_preemption(oracle: Oracle) -> None:
+    """Sequences arrive while others decode, on a pool too small for all of them."""
+    rig = oracle.rig(num_blocks=22, token_budget=24, prefix_caching=False)
+    tokens: dict[int, list[int]] = {}
+    for sequence_id, prompt in enumerate(oracle.prompts):
+        rig.add(sequence_id, prompt, NEW_TOKENS)
+        for _ in range(3):
+            for delta in rig.step() or []:
+                tokens.setdefault(delta.sequence_id, []).extend(delta.token_ids)
+    for sequence_id, rest in rig.run().items():
+        tokens.setdefault(sequence_id, []).extend(rest)
+    assert [tokens[i] for i in range(len(PROMPTS))] == oracle.tokens
+    assert rig.scheduler.counters.preemptions > 0
+
+
+def test_resumed_sequence_continues_where_it_stopped(oracle: Oracle) -> None:
+    rig = oracle.rig()
+    rig.add(0, oracle.prompts[0], NEW_TOKENS, resume=oracle.tokens[0][:13])
+    assert rig.run() == {0: oracle.tokens[0][13:]}
+
+
+def test_every_registered_family_has_a_parity_row() -> None:
+    assert {model_type for model_type, _ in VARIANTS.values()} == set(model_types())
