@@ -1,0 +1,1 @@
+"""The supervisor: starts, watches, drains and ends the processes of one server."""
