@@ -1,0 +1,52 @@
+"""The loaded model as the front knows it: limits, tokenizer, chat template.
+
+Runs in each front worker. Comes in: the engine's `EngineInfo`. Goes out: a `LoadedModel` that
+every request reads. Next: `validation.py`, `openai_parameters.py`.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from serving.errors import ErrorKind, RequestError
+from serving.front.chat_template import ChatTemplate
+from serving.front.model_files import read_template_files
+from serving.front.tokenization import Tokenizer
+from serving.protocol.messages import EngineInfo
+from serving.settings import Settings
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One model; `info` is the engine's word on its limits."""
+
+    name: str  # as clients see it: the Hub id or the path that was asked for
+    info: EngineInfo
+    tokenizer: Tokenizer
+    _chat_template: ChatTemplate | None
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The template. Raises `RequestError` TEMPLATE if the model has none."""
+        if self._chat_template is None:
+            raise RequestError(ErrorKind.TEMPLATE, "template not found")
+        return self._chat_template
+
+
+def load_model(info: EngineInfo, settings: Settings) -> LoadedModel:
+    """Read tokenizer and template from the model directory.
+
+    Raises `OSError`, `ValueError` or `jinja2.TemplateSyntaxError` if a file is unusable.
+    """
+    path = Path(info.model_path)
+    files = read_template_files(path, settings.tokenizer_config_path)
+    template = None
+    if files.template is not None:
+        template = ChatTemplate(files.template, files.bos_token, files.eos_token)
+    return LoadedModel(settings.model_id or path.name, info, Tokenizer(path), template)
+
+
+def reload_model(known: LoadedModel | None, info: EngineInfo, settings: Settings) -> LoadedModel:
+    """The model for an engine that has just become ready: its files are read only once."""
+    if known is not None and known.info.model_path == info.model_path:
+        return replace(known, info=info)
+    return load_model(info, settings)

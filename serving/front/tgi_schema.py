@@ -1,0 +1,180 @@
+"""Bodies of TGI's native routes, field for field and in TGI's key order.
+
+Runs in the front. Comes in: JSON, parsed by `bodies.py`. Goes out: structs that `tgi_routes.py`
+reads and fills. A field that admits null says so; a missing key and a null are different things
+in TGI, `UNSET` keeps a key out of the JSON. Next: `validation.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Unsigned = Annotated[int, Meta(ge=0)]
+Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Signed32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+LARGEST_SEED = 2**64 - 1
+
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+class GenerateParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """TGI's `parameters`; `ignore_eos` is an extension. Ranges are checked in `validation.py`."""
+
+    best_of: Unsigned | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    top_k: Signed32 | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool = False
+    max_new_tokens: Unsigned32 | None = None
+    return_full_text: bool | None = None
+    stop: list[str] = []
+    truncate: Unsigned | None = None
+    watermark: bool = False
+    details: bool = False
+    decoder_input_details: bool = False
+    seed: Unsigned | None = None
+    top_n_tokens: Unsigned32 | None = None
+    grammar: dict[str, Any] | None = None
+    adapter_id: str | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and self.seed > LARGEST_SEED:
+            raise ValueError(f"`seed` must be <= {LARGEST_SEED}. Given: {self.seed}")
+
+
+def _parameters_when_absent() -> GenerateParameters:
+    """TGI samples when the whole `parameters` key is missing, and is greedy when it is `{}`."""
+    return GenerateParameters(do_sample=True)
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of /generate, /generate_stream and /tokenize."""
+
+    inputs: str
+    parameters: GenerateParameters = msgspec.field(default_factory=_parameters_when_absent)
+
+
+class CompatGenerateRequest(GenerateRequest, frozen=True, kw_only=True):
+    """Body of POST / and of the native form of /invocations."""
+
+    stream: bool = False
+
+
+# --- responses -----------------------------------------------------------------------------------
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A generated token; `logprob` is 0 where nobody asked for log-probabilities."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class PrefillToken(msgspec.Struct, frozen=True):
+    """A prompt token; the first has no log-probability."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class BestOfSequence(msgspec.Struct, frozen=True):
+    """One of the sequences that best_of rejected."""
+
+    generated_text: str
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | UnsetType = UNSET
+
+
+class Details(msgspec.Struct, frozen=True):
+    """The `details` of a whole response."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    best_of_sequences: list[BestOfSequence] | UnsetType = UNSET
+    top_tokens: list[list[Token]] | UnsetType = UNSET
+
+
+class GenerateResponse(msgspec.Struct, frozen=True):
+    """Body of a response that is not streamed."""
+
+    generated_text: str
+    details: Details | UnsetType = UNSET
+
+
+class StreamDetails(msgspec.Struct, frozen=True):
+    """The `details` of the last event of a stream."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    input_length: int
+
+
+class StreamResponse(msgspec.Struct, frozen=True):
+    """One event of a stream; `index` counts tokens from 1."""
+
+    index: int
+    token: Token
+    top_tokens: list[Token] | UnsetType = UNSET
+    generated_text: str | None = None
+    details: StreamDetails | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Body of every error that is not about the shape of the request."""
+
+    error: str
+    error_type: str
+
+
+class TokenizedItem(msgspec.Struct, frozen=True):
+    """A prompt token with its byte range in the prompt."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class ChatTokenizeResponse(msgspec.Struct, frozen=True):
+    """Body of /chat_tokenize."""
+
+    tokenize_response: list[TokenizedItem]
+    templated_text: str
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of /info; every key is always there."""
+
+    model_id: str
+    model_sha: str | None
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    validation_workers: int
+    max_client_batch_size: int
+    router: str = "text-generation-router"
+    version: str
+    sha: str | None = None
+    docker_label: str | None = None

@@ -1,0 +1,254 @@
+"""OpenAI's routes: bodies and chunks, byte for byte but for id and time."""
+
+import re
+
+import pytest
+from flask.testing import FlaskClient
+
+import serving
+from serving.errors import ErrorKind, RequestError
+from serving.front.tokenization import Tokenizer
+from tests.support.fake_engine import Script, ScriptedEngine
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+FINGERPRINT = f'"system_fingerprint":"{serving.__version__}-native"'.encode()
+ERROR = b'{"error":{"message":"Request failed during generation: boom","http_status_code":422}}'
+
+
+def fixed(data: bytes, prefix: bytes) -> bytes:
+    """The body with id and time replaced, which must be alike in all chunks."""
+    ids = set(re.findall(rb'"id":"(%s-[0-9a-f]{32})","created":(\d+)' % prefix, data))
+    assert len(ids) == 1
+    data = re.sub(rb'"id":"%s-[0-9a-f]{32}","created":\d+' % prefix, b"ID", data)
+    return data.replace(FINGERPRINT, b"FP")
+
+
+class TestChat:
+    CHUNK = b'data: {"object":"chat.completion.chunk",ID,"model":"org/model",FP,"choices":['
+
+    def test_whole(self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer) -> None:
+        engine.answer(tokenizer, " blue sky", "eos_token")
+        response = client.post("/v1/chat/completions", json={"messages": MESSAGES})
+        assert fixed(response.data, b"chatcmpl") == (
+            b'{"object":"chat.completion",ID,"model":"org/model",FP,"choices":[{"index":0,'
+            b'"message":{"role":"assistant","content":" blue sky"},"logprobs":null,'
+            b'"finish_reason":"stop"}],"usage":{"prompt_tokens":6,"completion_tokens":3,'
+            b'"total_tokens":9}}'
+        )
+        assert response.headers["x-compute-characters"] == "30"
+        assert response.headers["x-prompt-tokens"] == "6"
+
+    def test_stream(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " blue sky", "length")
+        body = {
+            "messages": MESSAGES,
+            "stream": True,
+            "max_tokens": 2,
+            "stream_options": {"include_usage": True},
+        }
+        response = client.post("/v1/chat/completions", json=body)
+        assert response.headers["content-type"] == "text/event-stream"
+        assert response.headers["x-accel-buffering"] == "no"
+        assert fixed(response.data, b"chatcmpl") == (
+            self.CHUNK + b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
+            b'"finish_reason":null}],"usage":null}\n\n'
+            + self.CHUNK
+            + b'{"index":0,"delta":{"content":" blue"},"logprobs":null,"finish_reason":null}],'
+            b'"usage":null}\n\n'
+            + self.CHUNK
+            + b'{"index":0,"delta":{"content":" sky"},"logprobs":null,"finish_reason":null}],'
+            b'"usage":null}\n\n'
+            + self.CHUNK
+            + b'{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null}\n\n'
+            + self.CHUNK
+            + b'],"usage":{"prompt_tokens":6,"completion_tokens":2,"total_tokens":8}}\n\n'
+            b"data: [DONE]\n\n"
+        )
+
+    def test_logprobs(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " blue", "length")
+        body = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1}
+        content = client.post("/v1/chat/completions", json=body).json
+        candidate = {"token": " blue", "logprob": -0.5, "bytes": [32, 98, 108, 117, 101]}
+        assert content["choices"][0]["logprobs"] == {
+            "content": [{**candidate, "top_logprobs": [candidate]}]
+        }
+
+    def test_a_stop_string_is_not_in_the_content(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " sky is blue", "length")
+        body = {"messages": MESSAGES, "stop": " is"}
+        (choice,) = client.post("/v1/chat/completions", json=body).json["choices"]
+        assert choice["message"]["content"] == " sky"
+        assert choice["finish_reason"] == "stop"
+        assert engine.aborted == [0]
+
+    def test_a_stop_string_does_not_show_in_the_stream(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " sky is blue", "length")
+        body = {"messages": MESSAGES, "stop": ["ky is b"], "stream": True}
+        data = client.post("/v1/chat/completions", json=body).data
+        assert re.findall(rb'"content":"([^"]*)"', data) == [b"", b" s"]
+        assert data.count(b'"finish_reason":"stop"') == 1
+
+    def test_several_choices(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " sky", "length")
+        engine.answer(tokenizer, " blue", "eos_token")
+        content = client.post("/v1/chat/completions", json={"messages": MESSAGES, "n": 2}).json
+        choices = [(c["index"], c["message"]["content"]) for c in content["choices"]]
+        assert choices == [(0, " sky"), (1, " blue")]
+        assert content["usage"] == {
+            "prompt_tokens": 6,
+            "completion_tokens": 3,
+            "total_tokens": 9,
+        }
+
+    def test_several_choices_share_a_stream(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " sky", "length")
+        engine.answer(tokenizer, " blue", "length")
+        body = {"messages": MESSAGES, "n": 2, "stream": True}
+        data = client.post("/v1/chat/completions", json=body).data
+        for index in (b"0", b"1"):
+            assert data.count(b'"index":%s,"delta":{"role":"assistant"' % index) == 1
+        assert data.count(b'"finish_reason":"length"') == 2
+        assert data.count(b"data: [DONE]") == 1
+
+    @pytest.mark.parametrize(
+        ("asked", "shown"), [("tgi", "org/model"), ("", "org/model"), ("mine", "mine")]
+    )
+    def test_a_made_up_model_is_echoed(
+        self,
+        client: FlaskClient,
+        engine: ScriptedEngine,
+        tokenizer: Tokenizer,
+        asked: str,
+        shown: str,
+    ) -> None:
+        engine.answer(tokenizer, " sky", "length")
+        body = {"messages": MESSAGES, "model": asked}
+        assert client.post("/v1/chat/completions", json=body).json["model"] == shown
+
+    def test_a_template_refusal(self, client: FlaskClient) -> None:
+        body = {"messages": [{"role": "wizard", "content": "hi"}], "stream": True}
+        response = client.post("/v1/chat/completions", json=body)
+        assert response.status_code == 422
+        assert response.data == (
+            b'{"error":"Template error: syntax error: unknown role wizard",'
+            b'"error_type":"template_error"}'
+        )
+
+    @pytest.mark.parametrize(
+        "messages", [[{"role": "user"}], [{"content": "x"}], "hi", [{"role": "a", "content": 1}]]
+    )
+    def test_wrong_messages_are_refused_in_plain_text(
+        self, client: FlaskClient, messages: object
+    ) -> None:
+        response = client.post("/v1/chat/completions", json={"messages": messages})
+        assert response.status_code == 422
+        assert response.content_type == "text/plain; charset=utf-8"
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_failure_before_the_first_token_has_its_status(
+        self, client: FlaskClient, engine: ScriptedEngine, stream: bool
+    ) -> None:
+        engine.scripts.append(
+            Script(error=RequestError(ErrorKind.OVERLOADED, "Model is overloaded"))
+        )
+        body = {"messages": MESSAGES, "stream": stream}
+        response = client.post("/v1/chat/completions", json=body)
+        assert response.status_code == 429
+        assert response.data == b'{"error":"Model is overloaded","error_type":"overloaded"}'
+
+    def test_failure_behind_it_is_an_event(
+        self, client: FlaskClient, engine: ScriptedEngine
+    ) -> None:
+        engine.scripts.append(Script([297], error=RequestError(ErrorKind.GENERATION, "boom")))
+        body = {"messages": MESSAGES, "stream": True}
+        response = client.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200
+        assert response.data.endswith(b"data: " + ERROR + b"\n\ndata: [DONE]\n\n")
+
+
+class TestCompletions:
+    CHUNK = b'data: {"object":"text_completion",ID,"model":"org/model",FP,"choices":['
+
+    def test_whole(self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer) -> None:
+        engine.answer(tokenizer, " blue", "eos_token")
+        body = {"prompt": "the sky is", "model": "anything"}
+        response = client.post("/v1/completions", json=body)
+        assert fixed(response.data, b"cmpl") == (
+            b'{"object":"text_completion",ID,"model":"org/model",FP,"choices":[{"index":0,'
+            b'"text":" blue","logprobs":null,"finish_reason":"stop"}],"usage":'
+            b'{"prompt_tokens":4,"completion_tokens":2,"total_tokens":6}}'
+        )
+
+    def test_stream(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " blue", "eos_token")
+        response = client.post("/v1/completions", json={"prompt": "the sky is", "stream": True})
+        assert fixed(response.data, b"cmpl") == (
+            self.CHUNK + b'{"index":0,"text":" blue","logprobs":null,"finish_reason":null}],'
+            b'"usage":null}\n\n' + self.CHUNK + b'{"index":0,"text":"","logprobs":null,'
+            b'"finish_reason":"stop"}],"usage":null}\n\ndata: [DONE]\n\n'
+        )
+
+    def test_several_prompts_in_order(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        for text in (" sky", " sea", " blue", " green"):
+            engine.answer(tokenizer, text)
+        body = {"prompt": ["the", "a"], "n": 2}
+        response = client.post("/v1/completions", json=body)
+        assert [(c["index"], c["text"]) for c in response.json["choices"]] == [
+            (0, " sky"),
+            (1, " sea"),
+            (2, " blue"),
+            (3, " green"),
+        ]
+        assert response.headers["x-compute-characters"] == "4"
+
+    def test_logprobs(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " blue sky")
+        content = client.post("/v1/completions", json={"prompt": "the", "logprobs": 1}).json
+        assert content["choices"][0]["logprobs"] == {
+            "tokens": [" blue", " sky"],
+            "token_logprobs": [-0.5, -1.0],
+            "top_logprobs": [{" blue": -0.5}, {" sky": -1.0}],
+            "text_offset": [0, 5],
+        }
+
+    def test_suffix(self, client: FlaskClient) -> None:
+        response = client.post("/v1/completions", json={"prompt": "a", "suffix": ""})
+        assert response.status_code == 422
+        assert response.json["error_type"] == "suffix not supported"
+
+    def test_too_many_prompts(self, client: FlaskClient) -> None:
+        response = client.post("/v1/completions", json={"prompt": list("abcde"), "stream": True})
+        assert response.status_code == 422
+        assert response.json["error_type"] == "batch size exceeded"
+
+    @pytest.mark.parametrize("prompt", [[], 5, [1, 2], None])
+    def test_prompts_are_text(self, client: FlaskClient, prompt: object) -> None:
+        response = client.post("/v1/completions", json={"prompt": prompt})
+        assert response.status_code == 422
+        assert response.content_type == "text/plain; charset=utf-8"
+
+
+def test_models(client: FlaskClient) -> None:
+    assert client.get("/v1/models").data == (
+        b'{"object":"list","data":[{"id":"org/model","object":"model","created":0,'
+        b'"owned_by":"org/model"}]}'
+    )

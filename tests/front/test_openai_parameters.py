@@ -1,0 +1,120 @@
+"""OpenAI's fields as parameters of sequences, and the refusal of those that are missing."""
+
+import pytest
+
+from serving.errors import ErrorKind, RequestError
+from serving.front.model import LoadedModel
+from serving.front.openai_parameters import chat_request, completion_requests
+from serving.front.openai_schema import ChatRequest, CompletionRequest, Message
+from serving.front.validation import ValidRequest
+from serving.settings import Settings
+
+HI = [Message(role="user", content="hi")]
+
+
+def chat(model: LoadedModel, **fields: object) -> ValidRequest:
+    return chat_request(ChatRequest(**{"messages": HI, **fields}), model, Settings())
+
+
+def completions(model: LoadedModel, **fields: object) -> list[ValidRequest]:
+    return completion_requests(CompletionRequest(**fields), model, Settings())
+
+
+def test_chats_sample_by_default(model: LoadedModel) -> None:
+    assert chat(model).sampling.do_sample
+
+
+def test_temperature_zero_is_greedy_whatever_else_is_set(model: LoadedModel) -> None:
+    assert not chat(model, temperature=0.0, top_p=0.5, top_k=3).sampling.samples
+
+
+def test_the_template_writes_the_special_tokens(model: LoadedModel) -> None:
+    request = chat(model)
+    assert request.prompt == "<s><|user|>hi</s><|assistant|>"
+    assert request.token_ids.count(0) == 1
+
+
+def test_the_tokenizer_adds_them_to_completions(model: LoadedModel) -> None:
+    (request,) = completions(model, prompt="hi")
+    assert request.token_ids[0] == 0
+
+
+def test_a_single_stop_string_is_a_list_of_one(model: LoadedModel) -> None:
+    assert chat(model, stop="x").parameters.stop == ["x"]
+    assert chat(model, stop=["x", "y"]).parameters.stop == ["x", "y"]
+
+
+def test_the_newer_name_of_max_tokens_wins(model: LoadedModel) -> None:
+    assert chat(model, max_tokens=5).max_new_tokens == 5
+    assert chat(model, max_tokens=5, max_completion_tokens=6).max_new_tokens == 6
+
+
+def test_extras_are_honoured(model: LoadedModel) -> None:
+    sampling = chat(model, top_k=3, repetition_penalty=1.5, frequency_penalty=1.0).sampling
+    assert (sampling.top_k, sampling.repetition_penalty, sampling.frequency_penalty) == (3, 1.5, 1)
+    assert chat(model, top_k=-1).sampling.top_k == 0
+    assert chat(model, ignore_eos=True).stop_token_ids == []
+
+
+def test_n_is_the_number_of_choices(model: LoadedModel) -> None:
+    assert chat(model, n=3).choices == 3
+    assert [r.choices for r in completions(model, prompt=["a", "b"], n=2)] == [2, 2]
+
+
+def test_logprobs_are_asked_of_the_engine_only_when_shown(model: LoadedModel) -> None:
+    assert not chat(model).logprobs
+    assert chat(model, logprobs=True, top_logprobs=2).generate(0).top_n_tokens == 2
+    assert completions(model, prompt="a", logprobs=0)[0].logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tools": [{"type": "function"}]}, "`tools`"),
+        ({"response_format": {"type": "json_object"}}, "`response_format`"),
+        ({"logit_bias": {"5": 1.0}}, "`logit_bias`"),
+        ({"presence_penalty": 0.5}, "`presence_penalty`"),
+        ({"n": 0}, "`n`"),
+        ({"n": 129}, "`n`"),
+        ({"top_p": 2.0}, "`top_p`"),
+    ],
+)
+def test_what_a_chat_lacks_is_refused_by_name(
+    model: LoadedModel, fields: dict[str, object], field: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        chat(model, **fields)
+    assert caught.value.kind is ErrorKind.VALIDATION
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"logit_bias": {}},
+        {"presence_penalty": 0.0},
+        {"stream_options": None, "stream": None, "n": None, "stop": None},
+    ],
+)
+def test_what_asks_for_nothing_is_accepted(model: LoadedModel, fields: dict[str, object]) -> None:
+    assert chat(model, **fields).choices == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "words"),
+    [
+        ({"suffix": "x"}, ErrorKind.SUFFIX, "Suffix is not supported"),
+        ({"prompt": list("abcde")}, ErrorKind.BATCH_SIZE, "maximum allowed batch size of 4"),
+        ({"echo": True}, ErrorKind.VALIDATION, "`echo`"),
+        ({"best_of": 2}, ErrorKind.VALIDATION, "`best_of`"),
+    ],
+)
+def test_what_completions_lack_is_refused(
+    model: LoadedModel, fields: dict[str, object], kind: ErrorKind, words: str
+) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        completions(model, **{"prompt": "a", **fields})
+    assert caught.value.kind is kind
