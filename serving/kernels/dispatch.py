@@ -24,7 +24,7 @@ def choose_ops(device: torch.device, disable_custom_kernels: bool) -> TorchOps:
         log.info("operations: torch (--disable-custom-kernels)")
         return TorchOps()
     loaded = cpu_ops.load()
-    if not loaded.available:
+    if not loaded:
         log.warning("operations: torch; the compiled ones are not available: %s", loaded.reason)
         return TorchOps()
     log.info("operations: compiled")
