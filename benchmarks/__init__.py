@@ -1,0 +1,1 @@
+"""Commands that measure this server, beside others, on models they make themselves."""
