@@ -1,0 +1,71 @@
+# `make` alone explains the targets. Stamp files in $(VENV) make repeated calls quick.
+PORT ?= 8080
+HOST ?= 127.0.0.1
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.*
+SERVE_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?= --tokenizer local_mode/demo_model --model demo
+
+BIN := $(VENV)/bin
+# Twice quiet: errors only.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.testable
+DEVELOPABLE := $(VENV)/.developable
+CHECKED := serving local_mode sagemaker benchmarks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev serve test style check bench
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: PORT=$(PORT) HOST=$(HOST) VENV=$(VENV) PYTHON=$(PYTHON) TORCH='$(TORCH)'"
+	@echo "           SERVE_ARGS='--model-id ...' PYTEST_ARGS='-k ...' BENCH_ARGS='...'"
+
+install: $(INSTALLED)  ## make a virtual environment with the server in it
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: its build (CPU, CUDA) is a choice, and the rest must not replace it.
+$(INSTALLED): pyproject.toml $(wildcard serving/kernels/*.cpp) | $(BIN)/python
+	$(PIP) install '$(TORCH)'
+	$(PIP) install -e .
+	@$(BIN)/python -m serving.kernels.cpu_ops || \
+	  echo "note: no compiled CPU operations (see above); the server runs on plain torch, slower"
+	@touch $@
+
+serve: $(INSTALLED)  ## serve the embedded demo model on PORT, after installing what is missing
+	@( until $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1])' \
+	     http://$(HOST):$(PORT)/health 2>/dev/null; do sleep 0.3; done; \
+	   printf '\nReady. Try this in another terminal:\n\n  %s\n\n' \
+	     "curl http://$(HOST):$(PORT)/generate -H 'Content-Type: application/json' -d '{\"inputs\": \"Count to 10\"}'" \
+	 ) & waiter=$$!; trap 'kill $$waiter 2>/dev/null || true' EXIT; trap : INT TERM; \
+	$(BIN)/text-generation-launcher --hostname $(HOST) --port $(PORT) $(SERVE_ARGS)
+
+$(TESTABLE): $(INSTALLED)
+	$(PIP) install -e '.[test]'
+	@touch $@
+
+test: $(TESTABLE)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+install-dev: $(DEVELOPABLE)  ## install the linters and the test tools too
+
+$(DEVELOPABLE): $(TESTABLE)
+	$(PIP) install -e '.[dev]'
+	@touch $@
+
+style: $(DEVELOPABLE)  ## reformat, and repair what the linter can
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+check: $(DEVELOPABLE)  ## lint, formatting, types
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## measure a running server (BENCH_ARGS, see --help)
+	$(BIN)/text-generation-benchmark --url http://$(HOST):$(PORT) $(BENCH_ARGS)
