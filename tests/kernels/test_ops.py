@@ -1,0 +1,164 @@
+"""Both implementations of the decoder's operations against the plain float32 oracle."""
+
+import pytest
+import torch
+
+from serving.kernels import cpu_ops, reference
+from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
+from serving.kernels.compiled_ops import CompiledOps
+from serving.kernels.torch_ops import HeadLayout, TorchOps
+
+BLOCK = 16
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def ops(request: pytest.FixtureRequest) -> TorchOps:
+    if request.param == "torch":
+        return TorchOps()
+    loaded = cpu_ops.load()
+    if not loaded:
+        pytest.skip(f"no compiled operations here: {loaded.reason}")
+    return CompiledOps()
+
+
+class Scene:
+    """A step of three decode rows and two chunks over a filled cache, blocks in random order."""
+
+    CONTEXTS = (1, 16, 75)  # decode rows, current token included
+    CHUNKS = ((20, 0), (9, 31))  # (new tokens, tokens in the cache before)
+
+    def __init__(self, layout: HeadLayout, dtype: torch.dtype) -> None:
+        torch.manual_seed(11)
+        self.layout = layout
+        shape = (40, layout.kv_heads, BLOCK, layout.head_dim)
+        self.keys = torch.randn(shape).to(dtype)
+        self.values = torch.randn(shape).to(dtype)
+        self._free = torch.randperm(40).tolist()
+        tables = [self._blocks(n) for n in self.CONTEXTS]
+        width = max(len(table) for table in tables)
+        padded = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32)
+        positions, slots = [], []
+        for context, table in zip(self.CONTEXTS, tables, strict=True):
+            positions.append(context - 1)
+            slots.append(table[(context - 1) // BLOCK] * BLOCK + (context - 1) % BLOCK)
+        chunks, start = [], len(tables)
+        for new, cached in self.CHUNKS:
+            table = self._blocks(new + cached)
+            own = range(cached, cached + new)
+            positions += list(own)
+            slots += [table[p // BLOCK] * BLOCK + p % BLOCK for p in own]
+            chunks.append(PrefillChunk(start, start + new, new + cached, torch.tensor(table)))
+            start += new
+        self.batch = AttentionBatch(
+            torch.tensor(positions),
+            torch.tensor(slots),
+            len(tables),
+            padded,
+            torch.tensor(self.CONTEXTS, dtype=torch.int32),
+            chunks,
+        )
+        heads = layout.heads + 2 * layout.kv_heads
+        self.qkv = torch.randn(start, heads * layout.head_dim).to(dtype)
+
+    def _blocks(self, tokens: int) -> list[int]:
+        return [self._free.pop() for _ in range(-(-tokens // BLOCK))]
+
+
+LAYOUTS = [HeadLayout(4, 2, 32), HeadLayout(14, 2, 64), HeadLayout(3, 1, 128), HeadLayout(4, 4, 16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [0, 7, 32])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_attention_of_a_mixed_step(
+    ops: TorchOps, layout: HeadLayout, window: int, dtype: torch.dtype
+) -> None:
+    scene = Scene(layout, dtype)
+    angle = torch.rand(scene.qkv.shape[0], layout.head_dim // 2)
+    ops.rope_and_write(
+        scene.qkv, layout, angle.cos(), angle.sin(), scene.keys, scene.values, scene.batch
+    )
+    scale = layout.head_dim**-0.5
+    found = ops.attention(
+        scene.qkv, layout, scene.keys, scene.values, scene.batch, scale, window
+    )
+    query, _, _ = layout.split(scene.qkv)
+    expected = reference.paged_attention(
+        query, scene.keys, scene.values, scene.batch, scale, window
+    )
+    torch.testing.assert_close(
+        found.float(), expected.flatten(1).float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
+
+
+def test_rope_turns_pairs_of_the_two_halves(ops: TorchOps) -> None:
+    layout = HeadLayout(4, 2, 32)
+    scene = Scene(layout, torch.float32)
+    before = scene.qkv.clone()
+    angle = torch.rand(before.shape[0], 16)
+    ops.rope_and_write(
+        scene.qkv, layout, angle.cos(), angle.sin(), scene.keys, scene.values, scene.batch
+    )
+    query, key, value = layout.split(before)
+    for source, result in zip((query, key), layout.split(scene.qkv)[:2], strict=True):
+        complex_source = torch.complex(source[..., :16], source[..., 16:])
+        turned = complex_source * torch.polar(torch.ones_like(angle), angle)[:, None]
+        torch.testing.assert_close(result, torch.cat([turned.real, turned.imag], -1))
+    assert torch.equal(layout.split(scene.qkv)[2], value)
+
+
+def test_keys_and_values_land_in_their_slots_and_nowhere_else(ops: TorchOps) -> None:
+    layout = HeadLayout(4, 2, 32)
+    scene = Scene(layout, torch.float32)
+    keys = scene.keys.clone()
+    zero = torch.zeros(scene.qkv.shape[0], 16)
+    ops.rope_and_write(scene.qkv, layout, zero.cos(), zero.sin(), scene.keys, scene.values, scene.batch)
+    _, key, value = layout.split(scene.qkv)
+    block, offset = scene.batch.slots // BLOCK, scene.batch.slots % BLOCK
+    torch.testing.assert_close(scene.keys[block, :, offset], key)
+    torch.testing.assert_close(scene.values[block, :, offset], value)
+    untouched = torch.ones(keys.shape[0], BLOCK, dtype=torch.bool)
+    untouched[block, offset] = False
+    chosen = untouched[:, None, :, None].expand_as(keys)
+    assert torch.equal(scene.keys[chosen], keys[chosen])
+
+
+def test_rms_norm_is_that_of_torch(ops: TorchOps) -> None:
+    x, weight = torch.randn(5, 64), torch.rand(64)
+    expected = torch.nn.functional.rms_norm(x, (64,), weight, 1e-5)
+    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5), expected)
+
+
+def test_rms_norm_takes_heads_of_a_wider_row(ops: TorchOps) -> None:
+    rows, weight = torch.randn(5, 6, 32), torch.rand(32)
+    expected = torch.nn.functional.rms_norm(rows[:, 1:3], (32,), weight, 1e-6)
+    torch.testing.assert_close(ops.rms_norm(rows[:, 1:3], weight, 1e-6), expected)
+
+
+def test_add_rms_norm_adds_in_place(ops: TorchOps) -> None:
+    x, residual, weight = torch.randn(5, 64), torch.randn(5, 64), torch.rand(64)
+    total = x + residual
+    expected = torch.nn.functional.rms_norm(total, (64,), weight, 1e-5)
+    torch.testing.assert_close(ops.add_rms_norm(x.clone(), residual, weight, 1e-5), expected)
+    torch.testing.assert_close(residual, total)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_gated_multiplies_the_activated_half(ops: TorchOps, activation: str) -> None:
+    gate_up = torch.randn(3, 40)
+    functions = {
+        "silu": torch.nn.SiLU(),
+        "gelu": torch.nn.GELU(),
+        "gelu_tanh": torch.nn.GELU("tanh"),
+        "relu": torch.nn.ReLU(),
+    }
+    expected = functions[activation](gate_up[:, :20]) * gate_up[:, 20:]
+    torch.testing.assert_close(ops.gated(gate_up, activation), expected)
+
+
+def test_greedy_gives_best_id_and_logprob(ops: TorchOps) -> None:
+    logits = torch.randn(7, 1001)
+    ids, logprobs = ops.greedy(logits)
+    assert torch.equal(ids, logits.argmax(-1))
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1).max(-1).values)
