@@ -86,12 +86,15 @@ def build_loop(
     blocks = BlockManager(limits.num_blocks, settings.block_size, settings.prefix_caching)
     scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget)
     info = engine_info(settings, model, model_path, limits)
+    metrics = EngineMetrics(CollectorRegistry())
+    if epoch > 1:
+        metrics.restarted()
     reports.begin("mailbox")
     return EngineLoop(
         Mailbox(run_dir / "engine.sock", epoch, info),
         scheduler,
         runner,
-        StepMetrics(EngineMetrics(CollectorRegistry())),
+        StepMetrics(metrics),
         info,
         settings.max_concurrent_requests,
         check_idle,

@@ -64,6 +64,11 @@ def check_directory(directory: Path) -> None:
             f"{directory} has no config.json (found: {found})",
             "point to the directory that holds config.json and *.safetensors",
         )
+    if not (directory / "tokenizer.json").is_file():
+        _refuse(
+            f"{directory} has no tokenizer.json",
+            "save the tokenizer in fast form: AutoTokenizer.from_pretrained(...).save_pretrained()",
+        )
     _check_weights(directory)
 
 

@@ -43,6 +43,7 @@ class Server:
         self.model = scratch / "model"
         self.model.mkdir()
         (self.model / "config.json").write_text("{}")
+        (self.model / "tokenizer.json").write_text("{}")
         (self.model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
         self.process: subprocess.Popen[str] | None = None
 

@@ -27,6 +27,7 @@ def model(tmp_path: Path) -> Path:
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
+    (directory / "tokenizer.json").write_text("{}")
     (directory / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
     return directory
 
@@ -87,7 +88,7 @@ def test_a_file_is_no_directory(model: Path) -> None:
 
 def test_a_directory_without_config(model: Path) -> None:
     (model / "config.json").unlink()
-    assert refusal(model).cause == f"{model} has no config.json (found: model.safetensors)"
+    assert refusal(model).cause == f"{model} has no config.json (found: model.safetensors, tokenizer.json)"
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:
@@ -256,3 +257,8 @@ def test_offline_with_an_empty_cache(tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ
     )
     assert "org/m is not in the local cache" in done.stdout
+
+
+def test_directory_without_fast_tokenizer_is_refused(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    assert refusal(model).cause == f"{model} has no tokenizer.json"
