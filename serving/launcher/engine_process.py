@@ -13,6 +13,11 @@ from serving.launcher.run_directory import RunDirectory
 from serving.launcher.supervision import Child
 
 
+# A decode step streams all weights through the CPU; with 2 MiB pages it waits less for address
+# look-ups (measured: 10 to 20 % of the step).
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
 class EngineProcess:
     """The engine of one epoch, running from construction on."""
 
@@ -36,7 +41,7 @@ class EngineProcess:
             *("--report-fd", str(self.reports.write_fd)),
         )
         pass_fds = (self.reports.write_fd,)
-        self.child = Child("engine", (*command, *arguments), environ, pass_fds)
+        self.child = Child("engine", (*command, *arguments), with_huge_pages(environ), pass_fds)
         self.reports.close_write_end()
 
     def is_gone(self) -> bool:
@@ -66,3 +71,11 @@ class EngineProcess:
         """Kill what is left of it and close the pipe."""
         self.child.kill_group()
         self.reports.close()
+
+
+def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with glibc told to ask for huge pages, unless it says something on them."""
+    given = environ.get("GLIBC_TUNABLES", "")
+    if "hugetlb" in given:
+        return dict(environ)
+    return {**environ, "GLIBC_TUNABLES": f"{given}:{HUGE_PAGES}" if given else HUGE_PAGES}
