@@ -41,7 +41,7 @@ serve: $(INSTALLED)  ## serve the embedded demo model on PORT, after installing 
 	@( until $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1])' \
 	     http://$(HOST):$(PORT)/health 2>/dev/null; do sleep 0.3; done; \
 	   printf '\nReady. Try this in another terminal:\n\n  %s\n\n' \
-	     "curl http://$(HOST):$(PORT)/generate -H 'Content-Type: application/json' -d '{\"inputs\": \"Count to 10\"}'" \
+	     "curl http://$(HOST):$(PORT)/generate -H 'Content-Type: application/json' -d '{\"inputs\": \"Count to 10\", \"parameters\": {\"max_new_tokens\": 60}}'" \
 	 ) & waiter=$$!; trap 'kill $$waiter 2>/dev/null || true' EXIT; trap : INT TERM; \
 	$(BIN)/text-generation-launcher --hostname $(HOST) --port $(PORT) $(SERVE_ARGS)
 

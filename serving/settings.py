@@ -133,6 +133,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # operations
     json_output: Annotated[bool, Flag("log JSON lines")] = False
+    engine_checks: Annotated[
+        bool, Flag("end the engine when an invariant is broken (for tests)", cli=False)
+    ] = False
     log_level: Annotated[str, Flag("trace, debug, info, warn or error", cli=False)] = "info"
     env: Annotated[bool, Flag("log the runtime environment at start", env="-", short="-e")] = False
     otlp_endpoint: Annotated[str | None, Flag("OTLP traces", refused=NOT_YET)] = None

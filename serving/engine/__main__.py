@@ -43,14 +43,7 @@ def _serve(settings: Settings, arguments: argparse.Namespace, reports: LauncherR
     reports.begin("import torch")
     from serving.engine.process import build_loop  # slow: torch is imported here, in a named phase
 
-    loop = build_loop(
-        settings,
-        arguments.model_path,
-        arguments.run_dir,
-        arguments.epoch,
-        reports,
-        check_idle=arguments.check_idle,
-    )
+    loop = build_loop(settings, arguments.model_path, arguments.run_dir, arguments.epoch, reports)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     reports.started(arguments.epoch)
     reports.begin("serving")
@@ -66,7 +59,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--report-fd", type=int, required=True)
-    parser.add_argument("--check-idle", action="store_true", help="assert that no block leaks")
     return parser.parse_args()
 
 

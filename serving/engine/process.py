@@ -73,7 +73,6 @@ def build_loop(
     run_dir: Path,
     epoch: int,
     reports: LauncherReports,
-    check_idle: bool,
 ) -> EngineLoop:
     """Run every start-up phase and return the loop, its mailbox open. Raises `StartupError`."""
     model = load_model(settings, model_path, SINGLE, reports)
@@ -97,7 +96,7 @@ def build_loop(
         StepMetrics(metrics),
         info,
         settings.max_concurrent_requests,
-        check_idle,
+        settings.engine_checks,
     )
 
 

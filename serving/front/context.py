@@ -32,5 +32,6 @@ class Front:
 
     def serving_model(self) -> LoadedModel:
         """The model, if sequences are taken. Raises `RequestError` UNHEALTHY or GENERATION."""
+        self.engine.wait_if_late()
         require_available(self.engine.availability)
         return self.loaded_model()

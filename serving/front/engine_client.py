@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import gevent
 import msgspec
 import zmq.green as zmq
+from gevent.event import Event
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.journal import Deliver, Journal
@@ -37,6 +38,8 @@ from serving.protocol.messages import (
 HELLO_SECONDS = 0.25
 HEARTBEAT_WAIT_MS = 1000
 HEARTBEATS_MISSED = 5  # waits without a status, then the launcher is dead
+RECONNECT_MS = 20  # the engine's socket appears when it is ready; be there soon after
+LATE_SECONDS = 10.0  # a worker may be so much later than the server to be ready
 RECOVERY_GRACE_SECONDS = 30.0  # an engine restart may take so long before /ping turns 503
 
 LAUNCHER_GONE = "the launcher has died"
@@ -67,6 +70,9 @@ class Engine(Protocol):
     def availability(self) -> Availability:
         """The state now, from memory."""
 
+    def wait_if_late(self) -> None:
+        """Return at once, unless the server serves and only this worker is not ready yet."""
+
     def submit(self, generate: Generate, deliver: Deliver) -> Callable[[], None]:
         """Start a sequence; the result aborts it. Raises `RequestError` if none is taken."""
 
@@ -90,7 +96,7 @@ class EngineClient:
         self._on_resumed = on_resumed
         self._journal = Journal()
         self._ready_epoch = 0  # engine that takes our messages; 0: none yet
-        self._prepared = False  # `on_ready` has run once
+        self._prepared = Event()  # `on_ready` has run once
         self._status = Status(epoch=0, phase="starting")
         self._launcher_gone = False
         self._recovering_since = 0.0
@@ -101,6 +107,7 @@ class EngineClient:
         self._engine.immediate = 1
         self._engine.sndhwm = self._engine.rcvhwm = 0
         self._engine.linger = 0
+        self._engine.reconnect_ivl = RECONNECT_MS
         self._engine.connect(f"ipc://{run_directory / 'engine.sock'}")
         self._control = self._context.socket(zmq.SUB)
         self._control.subscribe(b"")
@@ -127,12 +134,17 @@ class EngineClient:
             return Availability("failed", healthy=False, message=LAUNCHER_GONE)
         if status.phase in ("failed", "draining"):
             return Availability(status.phase, healthy=False, message=status.message)
-        if not self._prepared:
+        if not self._prepared.is_set():
             return Availability("starting", healthy=False)
         if self._connected:
             return Availability("serving", healthy=True)
         overdue = time.monotonic() - self._recovering_since > RECOVERY_GRACE_SECONDS
         return Availability("recovering", healthy=not overdue)
+
+    def wait_if_late(self) -> None:
+        """Let a request wait for this worker when another one already said that it is ready."""
+        if self._status.phase == "serving":
+            self._prepared.wait(LATE_SECONDS)
 
     def submit(self, generate: Generate, deliver: Deliver) -> Callable[[], None]:
         """Start a sequence; its events go to `deliver`, the result aborts it.
@@ -209,7 +221,7 @@ class EngineClient:
         except Exception as error:
             log.exception("cannot serve the model in %s", info.model_path)
             raise SystemExit(3) from error  # gunicorn gives up on a worker that cannot boot
-        self._prepared = True
+        self._prepared.set()
 
     def _read_control(self) -> None:
         missed = 0
@@ -232,6 +244,8 @@ class EngineClient:
         self._status = status
         if was_connected and not self._connected:
             self._recovering_since = time.monotonic()
+        if status.phase == "serving" and not self._connected:
+            self._send(Hello())
         if status.phase == "failed":
             self._fail_all(status.message)
 

@@ -82,9 +82,9 @@ def test_one_message_per_worker_and_step(engine: Engine) -> None:
     engine.send(b"a", 1)
     engine.send(b"a", 2)
     engine.loop.turn()
-    assert [(worker, [d.sequence_id for d in deltas]) for worker, deltas in engine.mailbox.steps] == [
-        (b"a", [1, 2])
-    ]
+    assert [
+        (worker, [d.sequence_id for d in deltas]) for worker, deltas in engine.mailbox.steps
+    ] == [(b"a", [1, 2])]
 
 
 def test_each_worker_gets_its_own_sequences(engine: Engine) -> None:

@@ -58,9 +58,7 @@ def test_hello_of_another_protocol_is_not_answered(
     assert worker.poll(50) == 0
 
 
-def test_messages_of_this_epoch_come_in_order(
-    mailbox: Mailbox, worker: zmq.Socket[bytes]
-) -> None:
+def test_messages_of_this_epoch_come_in_order(mailbox: Mailbox, worker: zmq.Socket[bytes]) -> None:
     worker.send(codec.encode(generate()))
     worker.send(codec.encode(Abort(EPOCH, 7)))
     found = received(mailbox)
@@ -69,9 +67,7 @@ def test_messages_of_this_epoch_come_in_order(
     assert found == [(b"w1", generate()), (b"w1", Abort(EPOCH, 7))]
 
 
-def test_messages_of_another_epoch_are_dropped(
-    mailbox: Mailbox, worker: zmq.Socket[bytes]
-) -> None:
+def test_messages_of_another_epoch_are_dropped(mailbox: Mailbox, worker: zmq.Socket[bytes]) -> None:
     worker.send(codec.encode(generate(epoch=EPOCH - 1)))
     assert received(mailbox) == []
 

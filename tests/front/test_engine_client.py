@@ -248,3 +248,19 @@ def test_an_unreadable_message_harms_nobody(rig: Rig) -> None:
     rig.wire._router.send_multipart([rig.worker, b"\x00"])
     rig.step(Delta(message.sequence_id, [1]))
     assert events.get(timeout=5).token_ids == [1]
+
+
+def test_request_waits_for_a_worker_that_is_late(rig: Rig) -> None:
+    """Another worker was ready first, so a client may already have seen a 200 on /health."""
+    rig.wire.broadcast("serving")
+    waiting = gevent.spawn(rig.client.wait_if_late)
+    gevent.sleep(0.05)
+    gevent.get_hub().threadpool.apply(rig.wire.greet)
+    waiting.get(timeout=10)
+    assert rig.client.availability.phase == "serving"
+
+
+def test_request_does_not_wait_while_the_server_starts(rig: Rig) -> None:
+    rig.wire.broadcast("starting")
+    with gevent.Timeout(1):
+        rig.client.wait_if_late()

@@ -80,9 +80,7 @@ def test_attention_of_a_mixed_step(
         scene.qkv, layout, angle.cos(), angle.sin(), scene.keys, scene.values, scene.batch
     )
     scale = layout.head_dim**-0.5
-    found = ops.attention(
-        scene.qkv, layout, scene.keys, scene.values, scene.batch, scale, window
-    )
+    found = ops.attention(scene.qkv, layout, scene.keys, scene.values, scene.batch, scale, window)
     query, _, _ = layout.split(scene.qkv)
     expected = reference.paged_attention(
         query, scene.keys, scene.values, scene.batch, scale, window
@@ -113,7 +111,9 @@ def test_keys_and_values_land_in_their_slots_and_nowhere_else(ops: TorchOps) -> 
     scene = Scene(layout, torch.float32)
     keys = scene.keys.clone()
     zero = torch.zeros(scene.qkv.shape[0], 16)
-    ops.rope_and_write(scene.qkv, layout, zero.cos(), zero.sin(), scene.keys, scene.values, scene.batch)
+    ops.rope_and_write(
+        scene.qkv, layout, zero.cos(), zero.sin(), scene.keys, scene.values, scene.batch
+    )
     _, key, value = layout.split(scene.qkv)
     block, offset = scene.batch.slots // BLOCK, scene.batch.slots % BLOCK
     torch.testing.assert_close(scene.keys[block, :, offset], key)

@@ -88,7 +88,10 @@ def test_a_file_is_no_directory(model: Path) -> None:
 
 def test_a_directory_without_config(model: Path) -> None:
     (model / "config.json").unlink()
-    assert refusal(model).cause == f"{model} has no config.json (found: model.safetensors, tokenizer.json)"
+    assert (
+        refusal(model).cause
+        == f"{model} has no config.json (found: model.safetensors, tokenizer.json)"
+    )
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ class ScriptedEngine:
         self.aborted: list[int] = []  # positions in `submitted`
         self.refusal: RequestError | None = None
 
+    def wait_if_late(self) -> None:
+        """Never late."""
+
     def submit(self, generate: Generate, deliver: Deliver) -> Callable[[], None]:
         """Play the next script at once."""
         if self.refusal is not None:
