@@ -253,8 +253,12 @@ def test_an_unreadable_message_harms_nobody(rig: Rig) -> None:
 def test_request_waits_for_a_worker_that_is_late(rig: Rig) -> None:
     """Another worker was ready first, so a client may already have seen a 200 on /health."""
     rig.wire.broadcast("serving")
+    with gevent.Timeout(10):
+        while rig.client._status.phase != "serving":
+            gevent.sleep(0.005)
     waiting = gevent.spawn(rig.client.wait_if_late)
-    gevent.sleep(0.05)
+    gevent.sleep(0)
+    assert not waiting.dead
     gevent.get_hub().threadpool.apply(rig.wire.greet)
     waiting.get(timeout=10)
     assert rig.client.availability.phase == "serving"
