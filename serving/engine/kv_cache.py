@@ -47,6 +47,20 @@ def allocate(shape: KvShape, num_blocks: int, device: torch.device) -> list[KvLa
     return [KvLayer(filled(), filled()) for _ in range(shape.layers)]
 
 
+def default_pool_tokens(
+    shape: KvShape, device: torch.device, weight_bytes: int, rows: int, longest: int
+) -> int:
+    """Tokens that a pool should hold if nobody says: every row at full length.
+
+    On CPU no more than the size of the weights (1 GiB at least, and one longest sequence): the
+    pool is touched at start, which must not take longer than loading the model does.
+    """
+    if device.type != "cpu":
+        return rows * longest
+    affordable = max(weight_bytes, GIB) // shape.block_bytes * shape.block_size
+    return min(rows * longest, max(affordable, longest))
+
+
 def pool_blocks(shape: KvShape, free_bytes: int, fraction: float, wanted_tokens: int) -> int:
     """Blocks that fit into the share of free memory, at most what `wanted_tokens` need."""
     fitting = int(free_bytes * fraction) // shape.block_bytes

@@ -6,6 +6,7 @@ failure go to the launcher through a pipe (`launcher_reports.py`). Next: `loop.p
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class LoadedModel:
     ops: TorchOps
     device: torch.device
     dtype: torch.dtype
+    weight_bytes: int
     context_length: int
     end_token_ids: list[int]
 
@@ -120,11 +122,12 @@ def load_model(
     reports.begin("weights")
     dtype = model_dtype(settings, config, path, family.names)
     source = Checkpoint(path, dtype, device)
-    source.check(expected_shapes(spec, family.names), family.names)
+    shapes = expected_shapes(spec, family.names)
+    source.check(shapes, family.names)
     load = LoadContext(spec, family.names, source, shard, ops, matmul_factory(device, dtype))
     with torch.inference_mode():
         decoder = Decoder(load, context_length, device)
-    shape = KvShape(
+    kv_shape = KvShape(
         spec.layers, kv_heads_of_rank(spec, shard), settings.block_size,
         spec.attention.head_dim, dtype,
     )  # fmt: skip
@@ -133,7 +136,8 @@ def load_model(
         extra={"fields": {"family": config["model_type"], "dtype": str(dtype), "device": device}},
     )
     ends = model_files.end_token_ids(path, config)
-    return LoadedModel(decoder, shape, ops, device, dtype, context_length, ends)
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    return LoadedModel(decoder, kv_shape, ops, device, dtype, weight_bytes, context_length, ends)
 
 
 def model_dtype(
@@ -160,7 +164,9 @@ def measure_limits(settings: Settings, model: LoadedModel) -> Limits:
     activations = warm_up.run(model, budget, rows, settings.block_size)
     free = kv_cache.free_memory(model.device)
     fraction = kv_cache.device_fraction(model.device, settings.cuda_memory_fraction)
-    wanted = settings.max_batch_total_tokens or rows * longest
+    wanted = settings.max_batch_total_tokens or kv_cache.default_pool_tokens(
+        model.shape, model.device, model.weight_bytes, rows, longest
+    )
     num_blocks = kv_cache.pool_blocks(model.shape, free, fraction, wanted)
     capacity = num_blocks * settings.block_size
     if settings.max_total_tokens:

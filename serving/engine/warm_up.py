@@ -1,12 +1,13 @@
 """Runs the worst step an engine can be asked for, to prove the model and to measure its memory.
 
 Called by `process.py` before the KV pool is sized. The step has a full budget of prompt tokens and
-then a decode of every row with every sampling rule on.
+then a decode of every row with sampling rules on.
 """
 
 import resource
 from typing import Protocol
 
+import msgspec
 import torch
 
 from serving.engine import kv_cache
@@ -28,6 +29,9 @@ EVERY_RULE = SamplingParams(
     repetition_penalty=1.1,
     frequency_penalty=0.1,
 )
+# Typical-p sorts the whole vocabulary: seconds on a CPU for every row, so a few rows prove it.
+SORTING_ROWS = 8
+WITHOUT_SORT = msgspec.structs.replace(EVERY_RULE, typical_p=1.0)
 
 
 class Model(Protocol):
@@ -64,10 +68,18 @@ def run(model: Model, token_budget: int, rows: int, block_size: int) -> int:
     runner = ModelRunner(model.decoder, pool, table, Sampler(model.ops), model.device)
     prompt = Admission(0, [0] * length, 0, list(range(per_row)), EVERY_RULE, 5)
     runner.execute(Plan([prompt], [], [0], [length], 0))
-    others = [Admission(row, [0], 0, [per_row + row], EVERY_RULE, 5) for row in range(rows)]
+    others = [
+        Admission(row, [0], 0, [per_row + row], rules, 5)
+        for row, rules in enumerate(_rules(rows))
+    ]
     runner.execute(Plan(others, [], list(range(rows)), [1] * rows, rows))
     pool_bytes = (per_row + rows) * model.shape.block_bytes
     return max(_peak(model.device) - before - pool_bytes, 0)
+
+
+def _rules(rows: int) -> list[SamplingParams]:
+    sorting = min(rows, SORTING_ROWS)
+    return [EVERY_RULE] * sorting + [WITHOUT_SORT] * (rows - sorting)
 
 
 def _peak(device: torch.device) -> int:

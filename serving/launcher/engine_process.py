@@ -12,7 +12,6 @@ from serving.launcher.engine_reports import EngineReports
 from serving.launcher.run_directory import RunDirectory
 from serving.launcher.supervision import Child
 
-
 # A decode step streams all weights through the CPU; with 2 MiB pages it waits less for address
 # look-ups (measured: 10 to 20 % of the step).
 HUGE_PAGES = "glibc.malloc.hugetlb=1"

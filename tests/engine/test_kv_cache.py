@@ -25,6 +25,29 @@ def test_pool_takes_its_share_of_free_memory() -> None:
     assert kv_cache.pool_blocks(SHAPE, 100 * SHAPE.block_bytes, 0.5, 10**9) == 50
 
 
+def default_tokens(weight_bytes: int, longest: int, device: str = "cpu") -> int:
+    return kv_cache.default_pool_tokens(SHAPE, torch.device(device), weight_bytes, 8, longest)
+
+
+def test_default_pool_holds_every_row_at_full_length() -> None:
+    assert default_tokens(weight_bytes=0, longest=100) == 800
+
+
+def test_default_pool_on_cpu_is_no_larger_than_the_weights() -> None:
+    tokens = default_tokens(weight_bytes=2 * kv_cache.GIB, longest=10**6)
+    assert tokens * SHAPE.block_bytes // SHAPE.block_size == pytest.approx(
+        2 * kv_cache.GIB, rel=0.01
+    )
+
+
+def test_default_pool_holds_one_longest_sequence() -> None:
+    assert default_tokens(weight_bytes=0, longest=10**7) == 10**7
+
+
+def test_default_pool_of_a_gpu_is_bound_by_its_memory_only() -> None:
+    assert default_tokens(weight_bytes=0, longest=10**7, device="cuda") == 8 * 10**7
+
+
 def test_pool_is_no_larger_than_wanted() -> None:
     assert kv_cache.pool_blocks(SHAPE, 100 * SHAPE.block_bytes, 0.5, 33) == 3
 
