@@ -9,6 +9,8 @@ from engine_rig import Rig, load_decoder
 from transformers import AutoModelForCausalLM
 
 from local_mode.tiny_model import VARIANTS, write_checkpoint
+from serving.kernels import cpu_ops
+from serving.kernels.compiled_ops import CompiledOps
 from serving.kernels.torch_ops import TorchOps
 from serving.models.registry import model_types
 
@@ -99,6 +101,18 @@ def test_mixed_batch_with_preemption(oracle: Oracle) -> None:
         tokens.setdefault(sequence_id, []).extend(rest)
     assert [tokens[i] for i in range(len(PROMPTS))] == oracle.tokens
     assert rig.scheduler.counters.preemptions > 0
+
+
+def test_compiled_operations_in_a_mixed_batch(oracle: Oracle) -> None:
+    loaded = cpu_ops.load()
+    if not loaded:
+        pytest.skip(f"no compiled operations here: {loaded.reason}")
+    ops = CompiledOps()
+    rig = Rig(load_decoder(oracle.path, ops), ops, token_budget=40)
+    for sequence_id, prompt in enumerate(oracle.prompts):
+        rig.add(sequence_id, prompt, NEW_TOKENS)
+    found = rig.run()
+    assert [found[i] for i in range(len(PROMPTS))] == oracle.tokens
 
 
 def test_resumed_sequence_continues_where_it_stopped(oracle: Oracle) -> None:

@@ -38,7 +38,7 @@ def test_complete_checkpoint_passes(directory: Path) -> None:
 
 def test_missing_tensors_are_named(directory: Path) -> None:
     expected = {"a.weight": (4, 3), "c.weight": (1,), "d.weight": (1,)}
-    with pytest.raises(StartupError, match="2 of 3 tensors are missing: c.weight, d.weight"):
+    with pytest.raises(StartupError, match=r"2 of 3 tensors are missing: c\.weight, d\.weight"):
         Checkpoint(directory, torch.float32, CPU).check(expected, NAMES)
 
 
@@ -55,5 +55,5 @@ def test_unused_tensors_are_logged(directory: Path, caplog: pytest.LogCaptureFix
 def test_truncated_file_is_named(directory: Path) -> None:
     path = directory / "model-2.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(StartupError, match="model-2.safetensors is not a readable safetensors"):
+    with pytest.raises(StartupError, match=r"model-2\.safetensors is not a readable safetensors"):
         Checkpoint(directory, torch.float32, CPU)
