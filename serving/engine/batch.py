@@ -83,11 +83,11 @@ class RowTable:
         self.num_computed[row] = admission.computed
         self.block_table[row, : len(admission.blocks)] = admission.blocks
         self.samples[row] = sampling.samples
-        self.temperature[row] = sampling.temperature
+        self.temperature[row] = _bounded(sampling.temperature)
         self.top_k[row] = sampling.top_k
         self.top_p[row] = sampling.top_p
         self.typical_p[row] = sampling.typical_p
-        self.repetition_penalty[row] = sampling.repetition_penalty
+        self.repetition_penalty[row] = _bounded(sampling.repetition_penalty)
         self.frequency_penalty[row] = sampling.frequency_penalty
         self.seed[row] = sampling.seed
         self.top_n_tokens[row] = admission.top_n_tokens
@@ -140,3 +140,8 @@ class RowTable:
             np.concatenate(sample_index),
             np.concatenate(sample_rows),
         )
+
+
+def _bounded(factor: float) -> float:
+    """Clients may send any positive factor; beyond these it overflows float32 to nonsense."""
+    return min(max(factor, 1e-6), 1e6)

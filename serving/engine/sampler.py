@@ -59,6 +59,8 @@ class Sampler:
 def warp(scores: torch.Tensor, table: RowTable, rows: Ints) -> torch.Tensor:
     """Temperature, top-k, top-p, typical-p: filtered ids become -inf. [rows, vocab] float32."""
     device = scores.device
+    # Relative to the best: a small temperature must not overflow.
+    scores = scores - scores.amax(-1, keepdim=True)
     scores = scores / torch.from_numpy(table.temperature[rows]).to(device).unsqueeze(-1)
     for values, is_on, rule in (
         (table.top_k[rows], table.top_k[rows] > 0, logit_rules.keep_top_k),
@@ -84,7 +86,8 @@ def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     target = torch.minimum(uniforms.unsqueeze(-1) * total, below_total)
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    drawn = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return drawn.clamp(max=scores.shape[-1] - 1)  # NaN logits must not lead out of the vocabulary
 
 
 def uniform(seeds: npt.NDArray[np.uint64], positions: Ints) -> npt.NDArray[np.float64]:

@@ -69,8 +69,7 @@ def run(model: Model, token_budget: int, rows: int, block_size: int) -> int:
     prompt = Admission(0, [0] * length, 0, list(range(per_row)), EVERY_RULE, 5)
     runner.execute(Plan([prompt], [], [0], [length], 0))
     others = [
-        Admission(row, [0], 0, [per_row + row], rules, 5)
-        for row, rules in enumerate(_rules(rows))
+        Admission(row, [0], 0, [per_row + row], rules, 5) for row, rules in enumerate(_rules(rows))
     ]
     runner.execute(Plan(others, [], list(range(rows)), [1] * rows, rows))
     pool_bytes = (per_row + rows) * model.shape.block_bytes

@@ -1,8 +1,12 @@
 """The choice of tokens: greedy, drawn, reproducible, and its log-probabilities."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving.engine.batch import RowTable
 from serving.engine.plan import Admission, Choice, Plan
@@ -108,6 +112,33 @@ def test_uniform_numbers_are_even_and_in_range() -> None:
 
 def test_largest_seed_is_accepted() -> None:
     assert 0 <= uniform(np.array([2**64 - 1], np.uint64), np.array([5]))[0] < 1
+
+
+extremes = st.sampled_from([1e-300, 1e-30, 1e-6, 0.5, 1.0, 2.0, 1e6, 1e30, 1e300])
+shares = st.sampled_from([1e-300, 1e-9, 0.5, 1 - 1e-12, 1.0])
+
+
+@given(
+    temperature=extremes,
+    repetition_penalty=extremes,
+    top_p=shares,
+    typical_p=shares,
+    top_k=st.sampled_from([0, 1, 7, 2**31 - 1]),
+    seed=st.integers(0, 2**64 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_parameters_lead_out_of_the_vocabulary(**parameters: Any) -> None:
+    logits = torch.linspace(-40, 40, VOCABULARY)[None].clone()
+    choice = choose(logits, [SamplingParams(do_sample=True, **parameters)], top_n=3)
+    assert 0 <= choice.token_ids[0] < VOCABULARY
+    assert choice.logprobs[0] <= 1e-6  # and not NaN
+    assert choice.top_tokens[0]
+
+
+def test_nan_logits_still_give_a_token() -> None:
+    logits = torch.full((2, VOCABULARY), float("nan"))
+    choice = choose(logits, [SamplingParams(do_sample=True), SamplingParams()])
+    assert all(0 <= token < VOCABULARY for token in choice.token_ids)
 
 
 def test_top_tokens_are_the_best_of_the_final_distribution(logits: torch.Tensor) -> None:
