@@ -41,6 +41,9 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 # Prompt tokens of one step: larger chunks fall out of a CPU's caches, smaller ones starve a GPU.
 TOKEN_BUDGET = {"cpu": 512, "cuda": 4096}
+# A CPU thread must have so many weight bytes to work on: with fewer, waiting for each other at the
+# end of every operation costs more than it gains, the more so where the cores are shared.
+BYTES_PER_THREAD = 32 * 2**20
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -137,7 +140,14 @@ def load_model(
     )
     ends = model_files.end_token_ids(path, config)
     weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    if device.type == "cpu":
+        torch.set_num_threads(useful_threads(weight_bytes, torch.get_num_threads()))
     return LoadedModel(decoder, kv_shape, ops, device, dtype, weight_bytes, context_length, ends)
+
+
+def useful_threads(weight_bytes: int, available: int) -> int:
+    """How many of the available CPU threads a model of this size keeps busy; at least one."""
+    return min(available, max(1, weight_bytes // BYTES_PER_THREAD))
 
 
 def model_dtype(
