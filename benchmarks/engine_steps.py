@@ -78,7 +78,9 @@ class Bench:
         blocks = 2 * MAX_ROWS * 512 // BLOCK_SIZE
         kv = kv_cache.allocate(model.shape, blocks, model.device)
         table = RowTable(MAX_ROWS, model.context_length, BLOCK_SIZE)
-        self.runner = TimedRunner(model.decoder, kv, table, Sampler(model.ops), model.device)
+        self.runner = TimedRunner(
+            model.decoder, kv, table, Sampler(model.ops), model.device, model.padded_rows
+        )
         self.scheduler = Scheduler(
             BlockManager(blocks, BLOCK_SIZE, prefix_caching=True), MAX_ROWS, token_budget
         )

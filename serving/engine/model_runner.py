@@ -5,13 +5,14 @@ Every rank has one and executes the same plans. `loop.py` calls `execute()`; the
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from serving.engine.batch import RowTable, StepArrays
+from serving.engine.batch import Ints, RowTable, StepArrays
 from serving.engine.plan import Choice, Plan
 from serving.engine.sampler import Sampler
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
@@ -37,12 +38,15 @@ class ModelRunner:
         table: RowTable,
         sampler: Sampler,
         device: torch.device,
+        padded_rows: Callable[[int], int],
     ) -> None:
+        """`padded_rows`: row counts that the model's matmuls are run with."""
         self._decoder = decoder
         self._kv = kv
         self._table = table
         self._sampler = sampler
         self._device = device
+        self._padded_rows = padded_rows
 
     @torch.inference_mode()
     def execute(self, plan: Plan) -> StepResult:
@@ -55,16 +59,21 @@ class ModelRunner:
         return StepResult(choice, seconds)
 
     def _run(self, arrays: StepArrays) -> Choice:
-        batch = self._attention_batch(arrays)
-        hidden = self._decoder.forward(self._to_device(arrays.token_ids), self._kv, batch)
-        if not len(arrays.sample_rows):
+        tokens, samples = len(arrays.token_ids), len(arrays.sample_rows)
+        width = self._padded_rows(tokens)
+        batch = self._attention_batch(arrays, width)
+        ids = self._to_device(_pad(arrays.token_ids, width, 0))
+        hidden = self._decoder.forward(ids, self._kv, batch)
+        if not samples:
             return Choice([], [], [], [])
-        if len(arrays.sample_rows) < len(arrays.token_ids):
-            hidden = hidden[self._to_device(arrays.sample_index)]
-        logits = self._decoder.logits(hidden)
+        if samples < tokens:
+            index = _pad(arrays.sample_index, self._padded_rows(samples), 0)
+            hidden = hidden[self._to_device(index)]
+        logits = self._decoder.logits(hidden)[:samples]
         return self._sampler.choose(logits, self._table, arrays.sample_rows)
 
-    def _attention_batch(self, arrays: StepArrays) -> AttentionBatch:
+    def _attention_batch(self, arrays: StepArrays, width: int) -> AttentionBatch:
+        """The step's arrays on the device, the token axis padded to `width`."""
         chunks = [
             PrefillChunk(
                 chunk.start,
@@ -75,8 +84,9 @@ class ModelRunner:
             for chunk in arrays.chunks
         ]
         return AttentionBatch(
-            self._to_device(arrays.positions),
-            self._to_device(arrays.slots),
+            len(arrays.token_ids),
+            self._to_device(_pad(arrays.positions, width, 0)),
+            self._to_device(_pad(arrays.slots, width, -1)),
             arrays.num_decodes,
             self._to_device(arrays.block_tables),
             self._to_device(arrays.context_lens),
@@ -85,3 +95,12 @@ class ModelRunner:
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _pad(array: Ints, width: int, value: int) -> Ints:
+    """`array` [n] followed by `value` up to `width`."""
+    if len(array) == width:
+        return array
+    padded = np.full(width, value, np.int64)
+    padded[: len(array)] = array
+    return padded

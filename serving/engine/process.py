@@ -7,6 +7,7 @@ failure go to the launcher through a pipe (`launcher_reports.py`). Next: `loop.p
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
 from serving.errors import StartupError
 from serving.kernels.dispatch import choose_ops
-from serving.kernels.matmul import matmul_factory
+from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.metrics import EngineMetrics
@@ -70,6 +71,7 @@ class LoadedModel:
     weight_bytes: int
     context_length: int
     end_token_ids: list[int]
+    padded_rows: Callable[[int], int]
 
 
 def build_loop(
@@ -86,7 +88,9 @@ def build_loop(
     reports.begin("kv cache")
     table = RowTable(limits.max_rows, limits.max_total_tokens, settings.block_size)
     kv = kv_cache.allocate(model.shape, limits.num_blocks, model.device)
-    runner = ModelRunner(model.decoder, kv, table, Sampler(model.ops), model.device)
+    runner = ModelRunner(
+        model.decoder, kv, table, Sampler(model.ops), model.device, model.padded_rows
+    )
     blocks = BlockManager(limits.num_blocks, settings.block_size, settings.prefix_caching)
     scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget)
     info = engine_info(settings, model, model_path, limits)
@@ -127,7 +131,8 @@ def load_model(
     source = Checkpoint(path, dtype, device)
     shapes = expected_shapes(spec, family.names)
     source.check(shapes, family.names)
-    load = LoadContext(spec, family.names, source, shard, ops, matmul_factory(device, dtype))
+    matmul = matmul_factory(device, dtype)
+    load = LoadContext(spec, family.names, source, shard, ops, matmul)
     with torch.inference_mode():
         decoder = Decoder(load, context_length, device)
     kv_shape = KvShape(
@@ -142,7 +147,10 @@ def load_model(
     weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     if device.type == "cpu":
         torch.set_num_threads(useful_threads(weight_bytes, torch.get_num_threads()))
-    return LoadedModel(decoder, kv_shape, ops, device, dtype, weight_bytes, context_length, ends)
+    return LoadedModel(
+        decoder, kv_shape, ops, device, dtype, weight_bytes, context_length, ends,
+        padded_rows if matmul is PackedMatmul else int,
+    )  # fmt: skip
 
 
 def useful_threads(weight_bytes: int, available: int) -> int:

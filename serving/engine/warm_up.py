@@ -5,6 +5,7 @@ then a decode of every row with sampling rules on.
 """
 
 import resource
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -54,6 +55,10 @@ class Model(Protocol):
         """Where it is."""
 
     @property
+    def padded_rows(self) -> Callable[[int], int]:
+        """Row counts that its matmuls are run with."""
+
+    @property
     def context_length(self) -> int:
         """Longest sequence."""
 
@@ -65,7 +70,9 @@ def run(model: Model, token_budget: int, rows: int, block_size: int) -> int:
     before = _peak(model.device)
     pool = kv_cache.allocate(model.shape, per_row + rows, model.device)
     table = RowTable(rows, length + 1, block_size)
-    runner = ModelRunner(model.decoder, pool, table, Sampler(model.ops), model.device)
+    runner = ModelRunner(
+        model.decoder, pool, table, Sampler(model.ops), model.device, model.padded_rows
+    )
     prompt = Admission(0, [0] * length, 0, list(range(per_row)), EVERY_RULE, 5)
     runner.execute(Plan([prompt], [], [0], [length], 0))
     others = [

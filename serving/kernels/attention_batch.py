@@ -2,7 +2,7 @@
 
 Built by `engine/model_runner.py` from the plan, read by `torch_ops.py` and `compiled_ops.py`. The
 flat token axis holds one token of each decode row first, then the prefill chunks one after the
-other.
+other. A backend may leave anything finite in the rows of the padding: nobody reads them.
 """
 
 from dataclasses import dataclass, field
@@ -29,8 +29,9 @@ class PrefillChunk:
 class AttentionBatch:
     """Where the KV entries of a step are written and read."""
 
-    positions: torch.Tensor  # int64 [tokens]
-    slots: torch.Tensor  # int64 [tokens]; block * block_size + offset
+    num_tokens: int  # real ones; behind them the token axis may be padded
+    positions: torch.Tensor  # int64 [tokens]; 0 in the padding
+    slots: torch.Tensor  # int64 [tokens]; block * block_size + offset; -1 in the padding
     num_decodes: int
     block_tables: torch.Tensor  # int32 [num_decodes, blocks of the longest]
     context_lens: torch.Tensor  # int32 [num_decodes]; including the current token

@@ -78,9 +78,10 @@ class TorchOps:
         _rotate_half(query, cos, sin)
         _rotate_half(key, cos, sin)
         block_size = key_cache.shape[2]
-        block, offset = batch.slots // block_size, batch.slots % block_size
-        key_cache[block, :, offset] = key
-        value_cache[block, :, offset] = value
+        slots = batch.slots[: batch.num_tokens]
+        block, offset = slots // block_size, slots % block_size
+        key_cache[block, :, offset] = key[: batch.num_tokens]
+        value_cache[block, :, offset] = value[: batch.num_tokens]
 
     def attention(
         self,
@@ -95,6 +96,7 @@ class TorchOps:
         """Attention of every token over its sequence: [tokens, heads * head_dim]."""
         query, key, value = layout.split(qkv)
         output = torch.empty(query.shape, dtype=qkv.dtype, device=qkv.device)
+        output[batch.num_tokens :] = 0
         if batch.num_decodes:
             output[: batch.num_decodes] = self.decode_attention(
                 query[: batch.num_decodes], key_cache, value_cache, batch, scale, window

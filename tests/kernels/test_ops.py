@@ -51,6 +51,7 @@ class Scene:
             chunks.append(PrefillChunk(start, start + new, new + cached, torch.tensor(table)))
             start += new
         self.batch = AttentionBatch(
+            start,
             torch.tensor(positions),
             torch.tensor(slots),
             len(tables),

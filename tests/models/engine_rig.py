@@ -14,7 +14,7 @@ from serving.engine.model_runner import ModelRunner
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
-from serving.kernels.matmul import matmul_factory
+from serving.kernels.matmul import matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE
 from serving.models.decoder import Decoder, LoadContext
@@ -72,7 +72,7 @@ class Rig:
         self.sampler = RecordingSampler(self.ops)
         table = RowTable(self.max_rows, spec.max_positions, BLOCK_SIZE)
         kv = kv_cache.allocate(shape, self.num_blocks, CPU)
-        self.runner = ModelRunner(self.decoder, kv, table, self.sampler, CPU)
+        self.runner = ModelRunner(self.decoder, kv, table, self.sampler, CPU, padded_rows)
 
     def add(
         self,
