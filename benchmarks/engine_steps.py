@@ -24,9 +24,9 @@ from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.loop import EngineLoop
+from serving.engine.model_loader import LoadedModel, load_model
 from serving.engine.model_runner import ModelRunner, StepResult
 from serving.engine.plan import Plan
-from serving.engine.process import LoadedModel, load_model
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics

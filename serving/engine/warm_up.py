@@ -1,24 +1,20 @@
 """Runs the worst step an engine can be asked for, to prove the model and to measure its memory.
 
-Called by `process.py` before the KV pool is sized. The step has a full budget of prompt tokens and
+Called by `limits.py` before the KV pool is sized. The step has a full budget of prompt tokens and
 then a decode of every row with sampling rules on.
 """
 
 import resource
-from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 import torch
 
 from serving.engine import kv_cache
 from serving.engine.batch import RowTable
-from serving.engine.kv_cache import KvShape
+from serving.engine.model_loader import LoadedModel
 from serving.engine.model_runner import ModelRunner
 from serving.engine.plan import Admission, Plan
 from serving.engine.sampler import Sampler
-from serving.kernels.torch_ops import TorchOps
-from serving.models.decoder import Decoder
 from serving.protocol.params import SamplingParams
 
 EVERY_RULE = SamplingParams(
@@ -35,35 +31,7 @@ SORTING_ROWS = 8
 WITHOUT_SORT = msgspec.structs.replace(EVERY_RULE, typical_p=1.0)
 
 
-class Model(Protocol):
-    """The parts of a loaded model that a step needs."""
-
-    @property
-    def decoder(self) -> Decoder:
-        """The model."""
-
-    @property
-    def shape(self) -> KvShape:
-        """Its KV blocks."""
-
-    @property
-    def ops(self) -> TorchOps:
-        """Its operations."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-
-    @property
-    def padded_rows(self) -> Callable[[int], int]:
-        """Row counts that its matmuls are run with."""
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence."""
-
-
-def run(model: Model, token_budget: int, rows: int, block_size: int) -> int:
+def run(model: LoadedModel, token_budget: int, rows: int, block_size: int) -> int:
     """Run the worst steps on a throw-away KV pool; returns the bytes that they needed."""
     length = min(token_budget, model.context_length - 1)
     per_row = -(-(length + 1) // block_size)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.engine.process import useful_threads
+from serving.engine.model_loader import useful_threads
 
 MIB = 2**20
 
