@@ -62,6 +62,9 @@ class FakeHandler(BaseHTTPRequestHandler):
             else:
                 self.send_error(429, "busy")
                 self.close_connection = True
+        # Only now: the client's next request may come as soon as it has read the end.
+        if not self.close_connection:
+            self._chunk(b"")
 
     def _stream_completion(self, num_tokens: int) -> None:
         self._begin()
@@ -74,7 +77,6 @@ class FakeHandler(BaseHTTPRequestHandler):
         self._event({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": sent}})
         if not self.server.truncate:
             self._chunk(b"data: [DONE]\n\n")
-        self._chunk(b"")
 
     def _stream_generate(self, num_tokens: int) -> None:
         self._begin()
@@ -84,7 +86,6 @@ class FakeHandler(BaseHTTPRequestHandler):
             details = {"generated_tokens": index, "input_length": 11} if last else None
             text = " x" * index if last else None
             self._event({"token": {"id": 7}, "generated_text": text, "details": details})
-        self._chunk(b"")
 
     def _begin(self) -> None:
         self.send_response(200)
