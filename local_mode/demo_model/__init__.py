@@ -1,0 +1,1 @@
+"""The embedded default model: a small Llama chat model and the scripts that make it."""
