@@ -29,6 +29,8 @@ def launcher(front_mode: str, engine_mode: str, arguments: list[str]) -> int:
     from serving.settings_sources import resolve
     from serving.telemetry import configure_logging
 
+    # The suite itself may run under nohup, which the launcher would rightly respect.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     write_pid("launcher")
     fake = (sys.executable, __file__)
     commands = Commands(front=(*fake, "front", front_mode), engine=(*fake, "engine", engine_mode))

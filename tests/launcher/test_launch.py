@@ -57,12 +57,7 @@ class Server:
             "PYTHONPATH": str(ROOT),
         }
         self.process = subprocess.Popen(
-            command,
-            env=environ,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=default_hangup,
+            command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
     def pid(self, name: str) -> int:
@@ -105,11 +100,6 @@ def server() -> Iterator[Server]:
         found = Server(Path(scratch))
         yield found
         found.clean_up()
-
-
-def default_hangup() -> None:
-    """The suite itself may run under nohup, which the launcher would rightly respect."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def is_alive(pid: int) -> bool:
