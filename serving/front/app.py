@@ -10,16 +10,18 @@ import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from serving.errors import BodyError, ErrorKind, RequestError
-from serving.front import openai_routes, sagemaker_routes, tgi_routes
 from serving.front.access import answer_preflight, cors_headers, require_api_key
 from serving.front.context import Front
 from serving.front.generation import ClientGone
+from serving.front.openai import routes as openai_routes
+from serving.front.platforms import sagemaker
 from serving.front.responses import (
     CLIENT_GONE,
     body_error_response,
     empty_response,
     error_response,
 )
+from serving.front.tgi import routes as tgi_routes
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def create_app(front: Front) -> flask.Flask:
     if front.settings.api_key is not None:
         app.before_request(require_api_key(front.settings.api_key))
     app.after_request(cors_headers(front.settings.cors_allow_origin))
-    for module in (tgi_routes, openai_routes, sagemaker_routes):
+    for module in (tgi_routes, openai_routes, sagemaker):
         app.register_blueprint(module.blueprint(front))
     app.register_error_handler(RequestError, error_response)
     app.register_error_handler(BodyError, body_error_response)

@@ -1,7 +1,7 @@
 """From the bytes of a request body to a struct, failing exactly as TGI does.
 
-Runs in the front. Comes in: Flask's current request. Goes out: a struct of `tgi_schema.py` or
-`openai_schema.py`, or a `BodyError` with TGI's status and plain text. Next: the routes.
+Runs in the front. Comes in: Flask's current request. Goes out: a struct of `tgi/schema.py` or
+`openai/schema.py`, or a `BodyError` with TGI's status and plain text. Next: the routes.
 """
 
 import re

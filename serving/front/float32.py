@@ -1,7 +1,7 @@
 """Single-precision numbers at the edge of the server, which computes in Python's doubles.
 
 Runs in the front. Comes in: numbers from JSON, or log-probabilities from the engine. Goes out:
-doubles that equal a float32, or that print as the shortest decimal of one. Next: `tgi_schema.py`.
+doubles that equal a float32, or that print as the shortest decimal of one. Next: `tgi/schema.py`.
 """
 
 import math

@@ -13,8 +13,8 @@ from gevent.queue import Empty, SimpleQueue
 from serving.errors import ErrorKind, RequestError
 from serving.front.engine_client import Engine
 from serving.front.journal import Event
-from serving.front.sequence_text import INCOMPLETE, SequenceText, TokenEvent
-from serving.front.tokenization import Tokenizer
+from serving.front.text.sequence_text import INCOMPLETE, SequenceText, TokenEvent
+from serving.front.text.tokenization import Tokenizer
 from serving.front.validation import ValidRequest
 
 

@@ -1,16 +1,16 @@
 """The loaded model as the front knows it: limits, tokenizer, chat template.
 
 Runs in each front worker. Comes in: the engine's `EngineInfo`. Goes out: a `LoadedModel` that
-every request reads. Next: `validation.py`, `openai_parameters.py`.
+every request reads. Next: `validation.py`, `openai/parameters.py`.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.chat_template import ChatTemplate
-from serving.front.model_files import read_template_files
-from serving.front.tokenization import Tokenizer
+from serving.front.text.chat_template import ChatTemplate
+from serving.front.text.template_files import read_template_files
+from serving.front.text.tokenization import Tokenizer
 from serving.protocol.messages import EngineInfo
 from serving.settings import Settings
 

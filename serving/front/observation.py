@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from serving.front.sequence_text import SequenceText
+from serving.front.text.sequence_text import SequenceText
 from serving.metrics import FrontMetrics
 
 NANOSECONDS = 1e9

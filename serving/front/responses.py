@@ -10,7 +10,7 @@ import flask
 import msgspec
 
 from serving.errors import BodyError, ErrorKind, RequestError
-from serving.front.tgi_schema import ErrorBody
+from serving.front.tgi.schema import ErrorBody
 
 RETRY_AFTER_SECONDS = "1"
 CLIENT_GONE = 499  # nobody reads it, but proxies' logs know the number

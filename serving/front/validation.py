@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from serving.errors import ErrorKind, RequestError
 from serving.front.float32 import to_float32
 from serving.front.model import LoadedModel
-from serving.front.tgi_schema import GenerateParameters
+from serving.front.tgi.schema import GenerateParameters
 from serving.protocol.messages import Generate
 from serving.protocol.params import SamplingParams, StopParams
 from serving.settings import Settings

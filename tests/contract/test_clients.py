@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from tests.support.fake_engine import ScriptedEngine
 
 URL = "http://server"

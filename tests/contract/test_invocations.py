@@ -3,7 +3,7 @@
 import pytest
 from flask.testing import FlaskClient
 
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from tests.support.fake_engine import ScriptedEngine
 
 MESSAGES = [{"role": "user", "content": "hi"}]

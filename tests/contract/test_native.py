@@ -6,7 +6,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from serving.front.app import create_app
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from serving.protocol.messages import Delta, FinishReason, Generate
 from tests.support.fake_engine import ScriptedEngine
 from tests.support.front_fixtures import MakeFront

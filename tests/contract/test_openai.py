@@ -7,7 +7,7 @@ from flask.testing import FlaskClient
 
 import serving
 from serving.errors import ErrorKind, RequestError
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from tests.support.fake_engine import Script, ScriptedEngine
 
 MESSAGES = [{"role": "user", "content": "hi"}]

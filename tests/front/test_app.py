@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 from serving.errors import ErrorKind, RequestError
 from serving.front.app import create_app
 from serving.front.engine_client import Availability
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from tests.support.fake_engine import ScriptedEngine
 from tests.support.front_fixtures import MakeFront
 

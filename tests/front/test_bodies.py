@@ -4,7 +4,7 @@ import pytest
 
 from serving.errors import BodyError
 from serving.front.bodies import JSON_TYPE, decode
-from serving.front.tgi_schema import GenerateRequest
+from serving.front.tgi.schema import GenerateRequest
 
 NESTED = b'{"inputs": "a", "x": ' + b"[" * 100_000
 

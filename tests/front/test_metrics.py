@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client import CollectorRegistry
 
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from serving.metrics import EngineMetrics, FrontMetrics, render
 from tests.support.fake_engine import ScriptedEngine
 

@@ -4,7 +4,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from serving.errors import ErrorKind, RequestError
-from serving.front import openai_routes, tgi_generate
+from serving.front.openai import routes as openai_routes
+from serving.front.tgi import generate as tgi_generate
 from tests.support.fake_engine import Script, ScriptedEngine
 
 STREAMS = [

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
-from serving.front.tgi_schema import GenerateParameters
+from serving.front.tgi.schema import GenerateParameters
 from serving.front.validation import ValidRequest, validate
 from serving.protocol.params import SamplingParams
 from serving.settings import Settings

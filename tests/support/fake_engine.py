@@ -11,7 +11,7 @@ import zmq
 from serving.errors import RequestError
 from serving.front.engine_client import Availability
 from serving.front.journal import Deliver
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from serving.protocol.codec import decode_to_engine, encode
 from serving.protocol.messages import (
     Abort,

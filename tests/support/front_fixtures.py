@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from serving.front.app import create_app
 from serving.front.context import Front
 from serving.front.model import LoadedModel, load_model
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 from serving.metrics import FrontMetrics, render
 from serving.settings import Settings
 from tests.support.fake_engine import ScriptedEngine, engine_info

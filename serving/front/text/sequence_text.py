@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.detokenizer import Detokenizer
 from serving.front.float32 import shortest
-from serving.front.stop_strings import StopStrings
-from serving.front.tgi_schema import FinishReason, Token
-from serving.front.tokenization import Tokenizer
+from serving.front.text.detokenizer import Detokenizer
+from serving.front.text.stop_strings import StopStrings
+from serving.front.text.tokenization import Tokenizer
+from serving.front.tgi.schema import FinishReason, Token
 from serving.front.validation import ValidRequest
 from serving.protocol.messages import Delta
 

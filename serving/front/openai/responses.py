@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import serving
 from serving.errors import RequestError
-from serving.front.openai_schema import (
+from serving.front.openai.schema import (
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
@@ -31,8 +31,8 @@ from serving.front.openai_schema import (
     TopLogprob,
     Usage,
 )
-from serving.front.sequence_text import Finish, SequenceText, TokenEvent
-from serving.front.tgi_schema import Token
+from serving.front.text.sequence_text import Finish, SequenceText, TokenEvent
+from serving.front.tgi.schema import Token
 from serving.front.validation import ValidRequest
 
 STREAM_ERROR_STATUS = 422  # what TGI writes into every in-stream error of these routes

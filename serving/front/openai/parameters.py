@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
-from serving.front.openai_schema import ChatRequest, CompletionRequest, OpenAIRequest
-from serving.front.tgi_schema import GenerateParameters
+from serving.front.openai.schema import ChatRequest, CompletionRequest, OpenAIRequest
+from serving.front.tgi.schema import GenerateParameters
 from serving.front.validation import ValidRequest, validate
 from serving.settings import Settings
 

@@ -2,7 +2,7 @@
 
 Runs in the front. Comes in: HTTP requests on /, /generate, /generate_stream, /tokenize,
 /chat_tokenize, /info, /health, /metrics. Goes out: TGI's bodies and events, to the field. Next:
-`tgi_generate.py`.
+`tgi/generate.py`.
 """
 
 from functools import partial
@@ -13,10 +13,10 @@ import serving
 from serving.errors import ErrorKind, RequestError
 from serving.front.bodies import read_body
 from serving.front.context import Front
-from serving.front.openai_schema import ChatRequest
+from serving.front.openai.schema import ChatRequest
 from serving.front.responses import empty_response, json_response
-from serving.front.tgi_generate import json_or_stream
-from serving.front.tgi_schema import (
+from serving.front.tgi.generate import json_or_stream
+from serving.front.tgi.schema import (
     ChatTokenizeResponse,
     CompatGenerateRequest,
     GenerateRequest,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.front.tgi_schema import TokenizedItem
-from serving.front.tokenization import LONG_TEXT, Tokenizer
+from serving.front.text.tokenization import LONG_TEXT, Tokenizer
+from serving.front.tgi.schema import TokenizedItem
 
 
 def test_special_tokens_are_added_on_request(tokenizer: Tokenizer) -> None:

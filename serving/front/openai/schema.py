@@ -1,8 +1,8 @@
 """Bodies of the OpenAI routes: OpenAI's fields, and TGI's extra ones.
 
 Runs in the front. Comes in: JSON, parsed by `bodies.py`; an optional field may be null, an
-unknown one is ignored. Goes out: structs for `chat_template.py`, `openai_parameters.py` and
-`openai_routes.py`. Next: `openai_parameters.py`.
+unknown one is ignored. Goes out: structs for `chat_template.py`, `openai/parameters.py` and
+`openai/routes.py`. Next: `openai/parameters.py`.
 """
 
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from serving.front.tgi_schema import LARGEST_SEED, Signed32, Unsigned, Unsigned32
+from serving.front.tgi.schema import LARGEST_SEED, Signed32, Unsigned, Unsigned32
 
 FinishReason = Literal["stop", "length"]
 

@@ -1,8 +1,8 @@
 """SageMaker's two routes.
 
 Runs in the front. Comes in: /ping, and /invocations with a body in any of the server's dialects.
-Goes out: what the route of that dialect would answer. Next: `tgi_generate.py`,
-`openai_routes.py`.
+Goes out: what the route of that dialect would answer. Next: `tgi/generate.py`,
+`openai/routes.py`.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ import flask
 from serving.errors import BodyError
 from serving.front.bodies import WRONG_SHAPE, decode, read_json_bytes
 from serving.front.context import Front
-from serving.front.openai_routes import chat_response, completion_response
-from serving.front.openai_schema import ChatRequest, CompletionRequest
-from serving.front.tgi_routes import compat_response, health
-from serving.front.tgi_schema import CompatGenerateRequest
+from serving.front.openai.routes import chat_response, completion_response
+from serving.front.openai.schema import ChatRequest, CompletionRequest
+from serving.front.tgi.routes import compat_response, health
+from serving.front.tgi.schema import CompatGenerateRequest
 
 NO_VARIANT = "data did not match any variant of untagged enum SagemakerRequest"
 

@@ -3,8 +3,8 @@
 import pytest
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.chat_template import ChatTemplate
-from serving.front.openai_schema import ImagePart, ImageUrl, Message, TextPart
+from serving.front.openai.schema import ImagePart, ImageUrl, Message, TextPart
+from serving.front.text.chat_template import ChatTemplate
 
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import gevent
 import tokenizers
 
-from serving.front.tgi_schema import TokenizedItem
+from serving.front.tgi.schema import TokenizedItem
 
 LONG_TEXT = 20_000  # characters; about 20 ms of work, which would delay every other request
 

@@ -4,8 +4,8 @@ import pytest
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
-from serving.front.openai_parameters import chat_request, completion_requests
-from serving.front.openai_schema import ChatRequest, CompletionRequest, Message
+from serving.front.openai.parameters import chat_request, completion_requests
+from serving.front.openai.schema import ChatRequest, CompletionRequest, Message
 from serving.front.validation import ValidRequest
 from serving.settings import Settings
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-from serving.front.detokenizer import REPLACEMENT, Detokenizer
-from serving.front.tokenization import Tokenizer
+from serving.front.text.detokenizer import REPLACEMENT, Detokenizer
+from serving.front.text.tokenization import Tokenizer
 
 BYTE_ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 

@@ -8,7 +8,7 @@ stand outside: their piece is their literal, and characters go on across them. N
 
 from collections.abc import Sequence
 
-from serving.front.tokenization import Tokenizer
+from serving.front.text.tokenization import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 CONTEXT = 5  # prompt tokens that are decoded with the first generated ones

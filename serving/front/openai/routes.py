@@ -2,7 +2,7 @@
 
 Runs in the front. Comes in: HTTP requests on /v1/chat/completions, /v1/completions, /v1/models.
 Goes out: OpenAI's bodies and chunks. What fails before the first token fails with its own status,
-also on streams. Next: `openai_parameters.py`, `openai_responses.py`.
+also on streams. Next: `openai/parameters.py`, `openai/responses.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +17,12 @@ from serving.front.generation import Generation
 from serving.front.handling import Handling
 from serving.front.headers import response_headers, stream_headers
 from serving.front.model import LoadedModel
-from serving.front.openai_parameters import chat_request, completion_requests
-from serving.front.openai_responses import Chat, Completion, Shape, stream_error
-from serving.front.openai_schema import ChatRequest, CompletionRequest, ModelCard, ModelList
+from serving.front.openai.parameters import chat_request, completion_requests
+from serving.front.openai.responses import Chat, Completion, Shape, stream_error
+from serving.front.openai.schema import ChatRequest, CompletionRequest, ModelCard, ModelList
 from serving.front.responses import json_response
-from serving.front.sequence_text import TokenEvent
 from serving.front.streaming import DONE, KEEP_ALIVE, KEEP_ALIVE_SECONDS, event_stream, frame
+from serving.front.text.sequence_text import TokenEvent
 from serving.front.validation import ValidRequest
 
 # A stream's status is decided by its first event, but no client waits longer for headers.

@@ -1,8 +1,8 @@
 """Chat messages to one prompt text, with the model's own template in a sandbox.
 
-Runs in the front, loaded once per worker. Comes in: the template found by `model_files.py` and
-the messages of a request. Goes out: the prompt text, which `openai_parameters.py` tokenizes
-without adding special tokens. Next: `openai_parameters.py`.
+Runs in the front, loaded once per worker. Comes in: the template found by `template_files.py` and
+the messages of a request. Goes out: the prompt text, which `openai/parameters.py` tokenizes
+without adding special tokens. Next: `openai/parameters.py`.
 """
 
 import datetime
@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.openai_schema import Message, TextPart
+from serving.front.openai.schema import Message, TextPart
 
 
 class TemplateRaised(jinja2.TemplateError):

@@ -1,6 +1,6 @@
 """Bodies of TGI's native routes, field for field and in TGI's key order.
 
-Runs in the front. Comes in: JSON, parsed by `bodies.py`. Goes out: structs that `tgi_routes.py`
+Runs in the front. Comes in: JSON, parsed by `bodies.py`. Goes out: structs that `tgi/routes.py`
 reads and fills. A field that admits null says so; a missing key and a null are different things
 in TGI, `UNSET` keeps a key out of the JSON. Next: `validation.py`.
 """
