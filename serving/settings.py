@@ -113,10 +113,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # output
     disable_grammar_support: Annotated[bool, Flag("refuse guided output")] = False
     enable_prefill_logprobs: Annotated[
-        bool, Flag("log-probabilities of prompt tokens", refused=NOT_YET)
+        bool, Flag("show log-probabilities of prompt tokens where decoder_input_details asks")
     ] = False
-    watermark_gamma: Annotated[float | None, Flag("watermark share", refused=NOT_YET)] = None
-    watermark_delta: Annotated[float | None, Flag("watermark bias", refused=NOT_YET)] = None
+    watermark_gamma: Annotated[float, Flag("share of the vocabulary that a watermark favours")] = (
+        0.5
+    )
+    watermark_delta: Annotated[float, Flag("what a watermark adds to favoured scores")] = 2.0
+    max_request_seconds: Annotated[
+        float | None, Flag("longest generation; then the next token is the last; default: none")
+    ] = None
 
     # HTTP
     hostname: Annotated[str, Flag("IP address to listen on")] = "0.0.0.0"

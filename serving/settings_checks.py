@@ -43,10 +43,16 @@ def _check_ranges(settings: Settings) -> None:
             raise SettingsError(
                 f"`{name}` must be > 0. Given: {value} ({settings.origins[name]})", exit_code=1
             )
-    if not 0 < settings.cuda_memory_fraction <= 1:
+    for name in ("cuda_memory_fraction", "watermark_gamma"):
+        value = getattr(settings, name)
+        if not 0 < value <= 1:
+            raise SettingsError(
+                f"`{name}` must be > 0 and <= 1. Given: {value} ({settings.origins[name]})",
+                exit_code=1,
+            )
+    if settings.max_request_seconds is not None and not settings.max_request_seconds > 0:
         raise SettingsError(
-            "`cuda_memory_fraction` must be > 0 and <= 1. "
-            f"Given: {settings.cuda_memory_fraction} ({settings.origins['cuda_memory_fraction']})",
+            f"`max_request_seconds` must be > 0. Given: {settings.max_request_seconds}",
             exit_code=1,
         )
     if not 0 <= settings.port <= 65535:

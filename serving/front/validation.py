@@ -6,6 +6,7 @@ The first violation wins, worded as TGI does. Next: `generation.py`.
 """
 
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -13,15 +14,19 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from serving.errors import ErrorKind, RequestError
+from serving.front import grammars
 from serving.front.float32 import to_float32
 from serving.front.model import LoadedModel
 from serving.front.tgi.schema import GenerateParameters
 from serving.protocol.messages import Generate
-from serving.protocol.params import SamplingParams, StopParams
+from serving.protocol.params import Grammar, SamplingParams, StopParams
 from serving.settings import Settings
 
 CHECKED_NEW_TOKENS = 1024  # TGI checks no more of max_new_tokens than this; the rest is cut off
 SEEDS = 2**64
+LARGEST_BIAS = 100.0  # OpenAI's bound: it decides, but does not overflow
+MOST_BIASES = 1024
+LONGEST_SECONDS = 1e8
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class ValidRequest:
     stop_token_ids: list[int]
     choices: int
     logprobs: bool  # whether the response shows log-probabilities, or best_of compares them
+    prompt_logprobs: bool = False
+    grammar: Grammar | None = None
+    deadline_ns: int = 0  # CLOCK_MONOTONIC; 0 is none
 
     def generate(self, choice: int) -> Generate:
         """The message for one choice; `EngineClient` fills in epoch and id."""
@@ -44,9 +52,14 @@ class ValidRequest:
             sequence_id=0,
             prompt_token_ids=self.token_ids,
             sampling=self._sampling(choice),
-            stop=StopParams(self.max_new_tokens, self.stop_token_ids),
+            stop=StopParams(
+                self.max_new_tokens, self.stop_token_ids, self.parameters.min_new_tokens or 0
+            ),
             logprobs=self.logprobs,
             top_n_tokens=self.parameters.top_n_tokens or 0,
+            grammar=self.grammar,
+            prompt_logprobs=self.prompt_logprobs,
+            deadline_ns=self.deadline_ns,
         )
 
     def shown_seed(self, choice: int) -> int | None:
@@ -66,13 +79,16 @@ def validate(
     *,
     stream: bool,
     logprobs: bool,
+    prompt_logprobs: bool = False,
     choices: int | None = None,
     add_special_tokens: bool = True,
+    grammar: Grammar | None = None,
 ) -> ValidRequest:
     """A checked request. Raises `RequestError` VALIDATION, worded as TGI does.
 
-    `logprobs`: whether the response will show them. `choices`: sequences to generate, where the
-    route has its own parameter for it; otherwise best_of decides.
+    `logprobs`, `prompt_logprobs`: whether the response will show them. `choices`: sequences to
+    generate, where the route has its own parameter for it; otherwise best_of decides. `grammar`:
+    where the route has its own form of it; otherwise the parameter decides.
     """
     _check_best_of(parameters, settings, stream)
     _check_parameters(parameters, settings)
@@ -81,16 +97,23 @@ def validate(
     token_ids = _token_ids(prompt, parameters, model, add_special_tokens)
     max_new_tokens = _check_lengths(len(token_ids), parameters.max_new_tokens, model)
     _check_available(parameters)
+    if grammar is None and parameters.grammar is not None:
+        grammar = grammars.from_guided_format(parameters.grammar)
+    if grammar is not None and settings.disable_grammar_support:
+        _refuse("grammar is not supported")
     choices = choices or max(1, parameters.best_of or 1)
     return ValidRequest(
         prompt=prompt,
         token_ids=token_ids,
         parameters=parameters,
-        sampling=_sampling_params(parameters),
+        sampling=_sampling_params(parameters, model.info.vocab_size),
         max_new_tokens=max_new_tokens,
         stop_token_ids=[] if parameters.ignore_eos else model.info.eos_token_ids,
         choices=choices,
         logprobs=logprobs or (parameters.best_of or 1) > 1,
+        prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
+        deadline_ns=_deadline(parameters.max_time, settings.max_request_seconds),
     )
 
 
@@ -132,11 +155,21 @@ def _rules(p: GenerateParameters, settings: Settings) -> Iterator[tuple[bool, st
         p.frequency_penalty is not None and not -2.0 <= p.frequency_penalty <= 2.0,
         "`frequency_penalty` must be >= -2.0 and <= 2.0",
     )
+    for name, value in (
+        ("frequency_penalty", p.output_frequency_penalty),
+        ("presence_penalty", p.output_presence_penalty),
+    ):
+        outside = value is not None and not -2.0 <= value <= 2.0
+        yield outside, f"`{name}` must be >= -2.0 and <= 2.0"
     # 1.0 means "off" to everybody; TGI refuses it with these words.
     yield _no_probability(p.top_p), "`top_p` must be > 0.0 and < 1.0"
     yield _no_probability(p.typical_p), "`typical_p` must be > 0.0 and < 1.0"
     yield p.top_k is not None and p.top_k <= 0, "`top_k` must be strictly positive"
     yield p.max_new_tokens == 0, "`max_new_tokens` must be strictly positive"
+    yield (
+        p.max_time is not None and not p.max_time > 0,
+        f"`max_time` must be strictly positive. Given: {p.max_time}",
+    )
     yield (
         stops > settings.max_stop_sequences,
         f"`stop` supports up to {settings.max_stop_sequences} stop sequences. Given: {stops}",
@@ -190,15 +223,30 @@ def _check_lengths(input_length: int, max_new_tokens: int | None, model: LoadedM
 
 def _check_available(parameters: GenerateParameters) -> None:
     """Refuse what would otherwise be ignored in silence."""
-    if parameters.grammar is not None:
-        _refuse("grammar is not supported")
-    if parameters.watermark:
-        _refuse("`watermark` is not supported")
     if parameters.adapter_id is not None:
         _refuse(f"`adapter_id` is not supported. Given: {parameters.adapter_id}")
 
 
-def _sampling_params(p: GenerateParameters) -> SamplingParams:
+def _deadline(max_time: float | None, limit: float | None) -> int:
+    """The earlier of the request's own and the server's deadline."""
+    seconds = min((value for value in (max_time, limit) if value is not None), default=None)
+    return 0 if seconds is None else time.monotonic_ns() + int(min(seconds, LONGEST_SECONDS) * 1e9)
+
+
+def _biases(given: dict[str, float], vocab_size: int) -> list[tuple[int, float]]:
+    if len(given) > MOST_BIASES:
+        _refuse(f"`logit_bias` must have <= {MOST_BIASES} entries. Given: {len(given)}")
+    biases = []
+    for key, bias in given.items():
+        if not (key.isascii() and key.isdigit() and int(key) < vocab_size):
+            _refuse(f"`logit_bias` keys must be token ids >= 0 and < {vocab_size}. Given: {key}")
+        if not -LARGEST_BIAS <= bias <= LARGEST_BIAS:
+            _refuse(f"`logit_bias` values must be >= -100 and <= 100. Given: {bias}")
+        biases.append((int(key), to_float32(bias)))
+    return biases
+
+
+def _sampling_params(p: GenerateParameters, vocab_size: int) -> SamplingParams:
     """The engine's form; a seed that is not given is drawn here, so that it can be reported."""
     return SamplingParams(
         do_sample=p.do_sample,
@@ -211,4 +259,8 @@ def _sampling_params(p: GenerateParameters) -> SamplingParams:
         ),
         frequency_penalty=to_float32(p.frequency_penalty or 0.0),
         seed=secrets.randbits(64) if p.seed is None else p.seed,
+        output_frequency_penalty=to_float32(p.output_frequency_penalty or 0.0),
+        output_presence_penalty=to_float32(p.output_presence_penalty or 0.0),
+        logit_bias=_biases(p.logit_bias or {}, vocab_size),
+        watermark=p.watermark,
     )

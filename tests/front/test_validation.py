@@ -1,13 +1,15 @@
 """Limits, defaults, and the order in which violations are found."""
 
+import time
+
 import pytest
 from msgspec.structs import replace
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
-from serving.front.tgi.schema import GenerateParameters
+from serving.front.tgi.schema import GenerateParameters, GuidedFormat
 from serving.front.validation import ValidRequest, validate
-from serving.protocol.params import SamplingParams
+from serving.protocol.params import Grammar, SamplingParams
 from serving.settings import Settings
 
 # One token each in the tiny tokenizer, and BOS in front.
@@ -66,8 +68,33 @@ def refusal(model: LoadedModel, prompt: str = "the sky", **arguments: object) ->
             "`inputs` tokens + `max_new_tokens` must be <= 64. "
             "Given: 3 `inputs` tokens and 63 `max_new_tokens`",
         ),
-        ({"grammar": {"type": "json", "value": {}}}, "grammar is not supported"),
-        ({"watermark": True}, "`watermark` is not supported"),
+        ({"grammar": GuidedFormat("json", 1)}, "grammar is not supported"),
+        (
+            {"grammar": GuidedFormat("json", "{")},
+            "grammar is not valid: Input data was truncated",
+        ),
+        (
+            {"grammar": GuidedFormat("regex", {})},
+            "grammar is not valid: the value of type `regex` must be a string",
+        ),
+        (
+            {"grammar": GuidedFormat("json_schema", {"name": "x"})},
+            "grammar is not valid: `value` must be an object with a `schema`",
+        ),
+        (
+            {"grammar": GuidedFormat("regex", "a" * 262145)},
+            "grammar must have <= 262144 characters. Given: 262145",
+        ),
+        ({"max_time": 0.0}, "`max_time` must be strictly positive. Given: 0.0"),
+        ({"output_presence_penalty": 2.5}, "`presence_penalty` must be >= -2.0 and <= 2.0"),
+        (
+            {"logit_bias": {"320": 1.0}},
+            "`logit_bias` keys must be token ids >= 0 and < 320. Given: 320",
+        ),
+        (
+            {"logit_bias": {"3": 101.0}},
+            "`logit_bias` values must be >= -100 and <= 100. Given: 101.0",
+        ),
         ({"adapter_id": "x"}, "`adapter_id` is not supported. Given: x"),
     ],
 )
@@ -198,3 +225,45 @@ def test_parameters_reach_the_engine_in_single_precision(model: LoadedModel) -> 
         frequency_penalty=-0.5,
         seed=4,
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (GuidedFormat("json", {"type": "object"}), Grammar("json_schema", '{"type":"object"}')),
+        (GuidedFormat("json_object", '{"a": 1}'), Grammar("json_schema", '{"a":1}')),
+        (
+            GuidedFormat("json_schema", {"name": "n", "schema": {"type": "array"}}),
+            Grammar("json_schema", '{"type":"array"}'),
+        ),
+        (GuidedFormat("regex", "[a-z]+"), Grammar("regex", "[a-z]+")),
+    ],
+)
+def test_a_grammar_goes_to_the_engine(
+    model: LoadedModel, given: GuidedFormat, expected: Grammar
+) -> None:
+    assert check(model, grammar=given).generate(0).grammar == expected
+
+
+def test_no_grammar_where_it_is_switched_off(model: LoadedModel) -> None:
+    message = refusal(
+        model,
+        settings=Settings(disable_grammar_support=True),
+        grammar=GuidedFormat("regex", "a"),
+    )
+    assert message == "grammar is not supported"
+
+
+def test_openai_rules_reach_the_engine(model: LoadedModel) -> None:
+    sampling = check(
+        model, output_frequency_penalty=0.5, output_presence_penalty=-1.0, logit_bias={"7": 2.0}
+    ).sampling
+    assert (sampling.output_frequency_penalty, sampling.output_presence_penalty) == (0.5, -1.0)
+    assert sampling.logit_bias == [(7, 2.0)]
+
+
+def test_the_earlier_deadline_counts(model: LoadedModel) -> None:
+    before = time.monotonic_ns()
+    request = check(model, max_time=50.0, settings=Settings(max_request_seconds=20.0))
+    assert before + 20e9 <= request.deadline_ns <= time.monotonic_ns() + 20e9
+    assert check(model).deadline_ns == 0

@@ -21,8 +21,15 @@ FinishReason = Literal["length", "eos_token", "stop_sequence"]
 # --- requests ------------------------------------------------------------------------------------
 
 
+class GuidedFormat(msgspec.Struct, frozen=True):
+    """TGI's grammar: a type and a mandatory value, whose form `grammars.py` checks."""
+
+    type: Literal["json", "json_object", "json_schema", "regex", "lark"]
+    value: Any
+
+
 class GenerateParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """TGI's `parameters`; `ignore_eos` is an extension. Ranges are checked in `validation.py`."""
+    """TGI's `parameters`; those below `adapter_id` are ours. `validation.py` checks ranges."""
 
     best_of: Unsigned | None = None
     temperature: float | None = None
@@ -41,9 +48,14 @@ class GenerateParameters(msgspec.Struct, frozen=True, kw_only=True):
     decoder_input_details: bool = False
     seed: Unsigned | None = None
     top_n_tokens: Unsigned32 | None = None
-    grammar: dict[str, Any] | None = None
+    grammar: GuidedFormat | None = None
     adapter_id: str | None = None
     ignore_eos: bool = False
+    min_new_tokens: Unsigned32 | None = None
+    max_time: float | None = None  # seconds; then the next token is the last
+    output_frequency_penalty: float | None = None  # OpenAI's form of the penalty
+    output_presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None  # token id to what is added to its score
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed > LARGEST_SEED:
