@@ -102,7 +102,9 @@ def test_a_prompt_that_is_too_long(client: FlaskClient) -> None:
     ("field", "value"),
     [("grammar", {"type": "regex", "value": 1}), ("adapter_id", "x")],
 )
-def test_what_cannot_be_done_is_refused_by_name(client: FlaskClient, field: str, value: object) -> None:
+def test_what_cannot_be_done_is_refused_by_name(
+    client: FlaskClient, field: str, value: object
+) -> None:
     response = client.post("/generate", json={"inputs": "a", "parameters": {field: value}})
     assert response.status_code == 422
     assert field in response.json["error"]
