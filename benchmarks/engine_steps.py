@@ -22,7 +22,10 @@ from rich.table import Table
 from serving.engine import kv_cache
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
+from serving.engine.grammar_compiler import GrammarCompiler
+from serving.engine.guidance import Guidance
 from serving.engine.launcher_reports import LauncherReports
+from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.engine.model_runner import ModelRunner, StepResult
@@ -30,6 +33,7 @@ from serving.engine.plan import Plan
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
+from serving.engine.watermark import Watermark
 from serving.layers.parallel import SINGLE
 from serving.metrics import EngineMetrics
 from serving.protocol import codec
@@ -63,9 +67,9 @@ class TimedRunner(ModelRunner):
 
     last_forward = 0.0
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
         """Run a step and remember its forward time."""
-        result = super().execute(plan)
+        result = super().execute(plan, masks)
         self.last_forward = result.forward_seconds
         return result
 
@@ -73,13 +77,15 @@ class TimedRunner(ModelRunner):
 class Bench:
     """A loaded model and a loop; one run at a time."""
 
-    def __init__(self, model: LoadedModel, token_budget: int) -> None:
+    def __init__(self, model_path: Path, model: LoadedModel, token_budget: int) -> None:
         self.vocab_size = model.decoder.spec.vocab_size
+        compiler = GrammarCompiler(model_path, self.vocab_size, [])
         blocks = 2 * MAX_ROWS * 512 // BLOCK_SIZE
         kv = kv_cache.allocate(model.shape, blocks, model.device)
         table = RowTable(MAX_ROWS, model.context_length, BLOCK_SIZE)
+        sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
         self.runner = TimedRunner(
-            model.decoder, kv, table, Sampler(model.ops), model.device, model.padded_rows
+            model.decoder, kv, table, sampler, model.device, model.padded_rows
         )
         self.scheduler = Scheduler(
             BlockManager(blocks, BLOCK_SIZE, prefix_caching=True), MAX_ROWS, token_budget
@@ -91,6 +97,7 @@ class Bench:
             self.mailbox,  # type: ignore[arg-type]
             self.scheduler,
             self.runner,
+            Guidance(compiler, self.vocab_size, []),
             metrics,
             info,
             MAX_ROWS,
@@ -155,7 +162,7 @@ def main(
     click.echo(
         f"loaded in {time.perf_counter() - started:.2f} s, {torch.get_num_threads()} threads"
     )
-    bench = Bench(model, token_budget)
+    bench = Bench(model_path, model, token_budget)
     bench.prefill(1, prompt_tokens)
     table = Table("measure", "value", title=f"{model_path.name}, {model.ops.name} operations")
     for count in (1, 8):

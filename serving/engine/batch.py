@@ -26,6 +26,15 @@ class ChunkArrays:
 
 
 @dataclass(frozen=True)
+class ScoredChunk:
+    """A chunk of a prompt whose log-probabilities are wanted: flat start, and what follows."""
+
+    row: int
+    start: int
+    next_ids: Ints  # the token behind each of the chunk's tokens, as far as it is of the prompt
+
+
+@dataclass(frozen=True)
 class StepArrays:
     """One step on the flat token axis: decodes first, then chunks."""
 
@@ -36,6 +45,7 @@ class StepArrays:
     block_tables: npt.NDArray[np.int32]  # [num_decodes, blocks of the longest]
     context_lens: npt.NDArray[np.int32]  # [num_decodes]
     chunks: list[ChunkArrays]
+    scored_chunks: list[ScoredChunk]
     sample_index: Ints  # flat token whose logits are wanted, [samples]
     sample_rows: Ints  # row of each of them, [samples]
 
@@ -58,6 +68,14 @@ class RowTable:
         self.repetition_penalty = np.ones(rows, np.float32)
         self.frequency_penalty = np.zeros(rows, np.float32)
         self.seed = np.zeros(rows, np.uint64)
+        self.output_frequency_penalty = np.zeros(rows, np.float32)
+        self.output_presence_penalty = np.zeros(rows, np.float32)
+        self.watermark = np.zeros(rows, np.bool_)
+        self.logit_bias: list[list[tuple[int, float]]] = [[]] * rows
+        self.prompt_length = np.zeros(rows, np.int64)
+        self.min_tokens = np.zeros(rows, np.int64)  # of prompt and output, before it may stop
+        self.stop_token_ids: list[list[int]] = [[]] * rows
+        self.scores_prompt = np.zeros(rows, np.bool_)
         self.top_n_tokens = np.zeros(rows, np.int64)
         self.is_plain = np.ones(rows, np.bool_)  # greedy, no rules, no top tokens
 
@@ -90,12 +108,28 @@ class RowTable:
         self.repetition_penalty[row] = _bounded(sampling.repetition_penalty)
         self.frequency_penalty[row] = sampling.frequency_penalty
         self.seed[row] = sampling.seed
+        self.output_frequency_penalty[row] = sampling.output_frequency_penalty
+        self.output_presence_penalty[row] = sampling.output_presence_penalty
+        self.watermark[row] = sampling.watermark
+        self.logit_bias[row] = sampling.logit_bias
+        self.prompt_length[row] = admission.prompt_length
+        # A grammar decides by itself where the text may end.
+        minimum = 0 if admission.is_guided else admission.stop.min_new_tokens
+        self.min_tokens[row] = admission.prompt_length + minimum
+        self.stop_token_ids[row] = admission.stop.stop_token_ids
+        self.scores_prompt[row] = admission.scores_prompt
         self.top_n_tokens[row] = admission.top_n_tokens
         self.is_plain[row] = not (
             sampling.samples
             or sampling.repetition_penalty != 1.0
             or sampling.frequency_penalty != 0.0
+            or sampling.output_frequency_penalty != 0.0
+            or sampling.output_presence_penalty != 0.0
+            or sampling.watermark
+            or sampling.logit_bias
+            or minimum
             or admission.top_n_tokens
+            or admission.is_guided
         )
 
     def _gather(self, plan: Plan) -> StepArrays:
@@ -109,6 +143,7 @@ class RowTable:
         width = int(-(-int(context_lens.max()) // self._block_size)) if len(decodes) else 0
         sample_index, sample_rows = [np.arange(len(decodes))], [decodes]
         chunks: list[ChunkArrays] = []
+        scored: list[ScoredChunk] = []
         start = plan.num_decodes
         for row, length in zip(
             plan.rows[plan.num_decodes :], plan.lengths[plan.num_decodes :], strict=True
@@ -125,6 +160,10 @@ class RowTable:
             )
             held = table[: -(-last // self._block_size)].copy()
             chunks.append(ChunkArrays(start, start + length, last, held))
+            if self.scores_prompt[row]:
+                stop = min(last + 1, int(self.prompt_length[row]))
+                next_ids = self.token_ids[row, first + 1 : stop].astype(np.int64)
+                scored.append(ScoredChunk(row, start, next_ids))
             start += length
             if last == self.num_tokens[row]:
                 sample_index.append(np.array([start - 1]))
@@ -137,6 +176,7 @@ class RowTable:
             self.block_table[decodes, :width],
             context_lens,
             chunks,
+            scored,
             np.concatenate(sample_index),
             np.concatenate(sample_rows),
         )

@@ -4,10 +4,21 @@ Pure functions of logits, parameters and the tokens so far: nothing is remembere
 a sequence can be resumed anywhere. Called by `sampler.py` for the rows that need them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from serving.engine.batch import Ints, RowTable
+
+
+@dataclass(frozen=True)
+class TokenMasks:
+    """What guided rows may choose: one bit for each token, in words of 32, lowest bit first."""
+
+    rows: Ints  # rows of the table, [guided]
+    bits: npt.NDArray[np.int32]  # [guided, words]
 
 
 def penalise(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
@@ -28,6 +39,46 @@ def penalise(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
         chosen = torch.where(chosen < 0, chosen * factor, chosen / factor)
         share = torch.from_numpy(counts / len(tokens)).to(scores.device, scores.dtype)
         scores[index, seen] = chosen - float(frequency[index]) * share
+
+
+def penalise_output(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
+    """OpenAI's penalties over the output alone, in place on [rows, vocab].
+
+    An id that occurs n > 0 times loses n times the frequency penalty and once the presence penalty.
+    """
+    frequency = table.output_frequency_penalty[rows]
+    presence = table.output_presence_penalty[rows]
+    for index in np.flatnonzero((frequency != 0.0) | (presence != 0.0)):
+        row = rows[index]
+        output = table.token_ids[row, table.prompt_length[row] : table.num_tokens[row]]
+        ids, counts = np.unique(output, return_counts=True)
+        penalty = counts * frequency[index] + presence[index]
+        seen = torch.from_numpy(ids).to(scores.device, torch.int64)
+        scores[index, seen] -= torch.from_numpy(penalty).to(scores.device, scores.dtype)
+
+
+def add_bias(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
+    """Add each row's logit bias, in place on [rows, vocab]."""
+    for index, row in enumerate(rows):
+        if table.logit_bias[row]:
+            ids, biases = zip(*table.logit_bias[row], strict=True)
+            known = torch.tensor(ids, device=scores.device)
+            scores[index, known] += torch.tensor(biases, device=scores.device)
+
+
+def forbid_stop(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
+    """Rule out the stop tokens of rows below their minimum, in place on [rows, vocab]."""
+    for index in np.flatnonzero(table.num_tokens[rows] < table.min_tokens[rows]):
+        scores[index, table.stop_token_ids[rows[index]]] = float("-inf")
+
+
+def forbid(scores: torch.Tensor, masks: TokenMasks, rows: Ints) -> None:
+    """Rule out what the grammar of a row does not allow, in place on [rows, vocab]."""
+    position = {row: index for index, row in enumerate(rows.tolist())}
+    index = torch.tensor([position[row] for row in masks.rows.tolist()], device=scores.device)
+    allowed = np.unpackbits(masks.bits.view(np.uint8), axis=1, bitorder="little")
+    forbidden = torch.from_numpy(allowed[:, : scores.shape[-1]] == 0).to(scores.device)
+    scores[index] = scores[index].masked_fill(forbidden, float("-inf"))
 
 
 def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> None:

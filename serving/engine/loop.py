@@ -8,15 +8,18 @@ import logging
 import time
 from collections import defaultdict
 
+from serving.engine.guidance import Guidance
 from serving.engine.mailbox import Mailbox
 from serving.engine.model_runner import ModelRunner
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.step_metrics import StepMetrics
-from serving.protocol.messages import Abort, Delta, EngineInfo, Generate
+from serving.protocol.messages import Abort, Delta, EngineInfo, FailureKind, Generate
 
 log = logging.getLogger(__name__)
 IDLE_POLL_MS = 100
+COMPILING_POLL_MS = 1
+OVERLOADED = "Model is overloaded"
 
 
 class EngineLoop:
@@ -27,6 +30,7 @@ class EngineLoop:
         mailbox: Mailbox,
         scheduler: Scheduler,
         runner: ModelRunner,
+        guidance: Guidance,
         metrics: StepMetrics,
         info: EngineInfo,
         max_live: int,
@@ -36,11 +40,17 @@ class EngineLoop:
         self._mailbox = mailbox
         self._scheduler = scheduler
         self._runner = runner
+        self._guidance = guidance
         self._metrics = metrics
         self._info = info
         self._max_live = max_live
         self._check_idle = check_idle
         self._running = True
+
+    @property
+    def num_waiting_for_grammars(self) -> int:
+        """Sequences that the scheduler does not know yet."""
+        return self._guidance.num_pending
 
     def stop(self) -> None:
         """Return from `run()` after the current step (called from a signal handler)."""
@@ -53,17 +63,42 @@ class EngineLoop:
 
     def turn(self) -> None:
         """One step, or a short wait for messages when there is nothing to do."""
-        self._receive(0 if self._scheduler.num_live else IDLE_POLL_MS)
+        self._receive(self._poll_ms())
+        self._begin_prepared()
+        self._refuse_overdue()
         started = time.perf_counter()
         plan = self._scheduler.schedule()
         if plan is None:
             return
-        result = self._runner.execute(plan)
+        masks = self._guidance.masks(self._scheduler.sampling())
+        result = self._runner.execute(plan, masks)
         self._reply(self._scheduler.complete(result.choice))
         seconds = time.perf_counter() - started
         self._metrics.observe(self._scheduler, seconds, result.forward_seconds)
         if not self._scheduler.num_live:
             self._rest()
+
+    def _poll_ms(self) -> int:
+        """How long to wait for messages if there are none."""
+        if self._scheduler.num_live:
+            return 0
+        return COMPILING_POLL_MS if self._guidance.num_pending else IDLE_POLL_MS
+
+    def _begin_prepared(self) -> None:
+        """Schedule the sequences whose grammar is compiled, refuse those whose is not valid."""
+        for sequence, fault in self._guidance.prepared():
+            if fault is None:
+                self._scheduler.add(sequence)
+            else:
+                self._fail(sequence, "validation", fault)
+
+    def _refuse_overdue(self) -> None:
+        for sequence in self._scheduler.overdue():
+            self._fail(sequence, "overloaded", OVERLOADED)
+
+    def _fail(self, sequence: Sequence, kind: FailureKind, message: str) -> None:
+        worker, sequence_id = sequence.key
+        self._mailbox.send_failed(worker, sequence_id, kind, message)
 
     def _rest(self) -> None:
         """The last sequence has ended."""
@@ -75,32 +110,39 @@ class EngineLoop:
         had_work = self._scheduler.num_live > 0
         for worker, message in self._mailbox.receive(timeout_ms):
             if isinstance(message, Abort):
+                self._guidance.forget((worker, message.sequence_id))
                 self._scheduler.abort((worker, message.sequence_id))
             else:
                 self._accept(worker, message)
         while self._mailbox.lost_workers:
             worker = self._mailbox.lost_workers.pop()
             log.warning("front worker %s is gone; its sequences are dropped", worker.hex())
+            self._guidance.forget_worker(worker)
             self._scheduler.abort_worker(worker)
         if had_work and not self._scheduler.num_live:
             self._rest()
 
     def _accept(self, worker: bytes, request: Generate) -> None:
-        if self._scheduler.num_live >= self._max_live and not request.resume_token_ids:
-            self._mailbox.send_failed(
-                worker, request.sequence_id, "overloaded", "Model is overloaded"
-            )
-            return
+        sequence = Sequence.from_request(worker, request)
+        live = self._scheduler.num_live + self._guidance.num_pending
         fault = fault_of(request, self._info)
-        if fault:
-            self._mailbox.send_failed(worker, request.sequence_id, "validation", fault)
-            return
-        self._scheduler.add(Sequence.from_request(worker, request))
+        if live >= self._max_live and not request.resume_token_ids:
+            self._fail(sequence, "overloaded", OVERLOADED)
+        elif fault:
+            self._fail(sequence, "validation", fault)
+        elif request.grammar is not None:
+            self._guidance.prepare(sequence)
+        else:
+            self._scheduler.add(sequence)
 
     def _reply(self, deltas: list[tuple[Sequence, Delta]]) -> None:
         by_worker: defaultdict[bytes, list[Delta]] = defaultdict(list)
         for sequence, delta in deltas:
-            by_worker[sequence.key[0]].append(delta)
+            if sequence.guide is not None and sequence.guide.error is not None:
+                self._scheduler.abort(sequence.key)
+                self._fail(sequence, "validation", sequence.guide.error)
+            else:
+                by_worker[sequence.key[0]].append(delta)
         for worker, own in by_worker.items():
             self._mailbox.send_step(worker, own)
 

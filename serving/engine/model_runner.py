@@ -11,13 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec.structs import replace
 
-from serving.engine.batch import Ints, RowTable, StepArrays
+from serving.engine.batch import Ints, RowTable, ScoredChunk, StepArrays
+from serving.engine.logit_rules import TokenMasks
 from serving.engine.plan import Choice, Plan
 from serving.engine.sampler import Sampler
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.layers.attention import KvLayer
 from serving.models.decoder import Decoder
+
+SCORED_AT_ONCE = 128  # prompt tokens whose whole distributions are held at a time
 
 
 @dataclass(frozen=True)
@@ -49,28 +53,45 @@ class ModelRunner:
         self._padded_rows = padded_rows
 
     @torch.inference_mode()
-    def execute(self, plan: Plan) -> StepResult:
-        """Run one step; rows that reached the end of their known tokens get a new one."""
+    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
+        """Run one step; rows that reached the end of their known tokens get a new one.
+
+        `masks`: the tokens that guided rows may choose.
+        """
         arrays = self._table.apply(plan)
         started = time.perf_counter()
-        choice = self._run(arrays)
+        choice = self._run(arrays, masks)
         seconds = time.perf_counter() - started
         self._table.append(arrays.sample_rows, np.array(choice.token_ids, np.int64))
         return StepResult(choice, seconds)
 
-    def _run(self, arrays: StepArrays) -> Choice:
+    def _run(self, arrays: StepArrays, masks: TokenMasks | None) -> Choice:
         tokens, samples = len(arrays.token_ids), len(arrays.sample_rows)
         width = self._padded_rows(tokens)
         batch = self._attention_batch(arrays, width)
         ids = self._to_device(_pad(arrays.token_ids, width, 0))
         hidden = self._decoder.forward(ids, self._kv, batch)
+        prompt_logprobs = {chunk.row: self._score(hidden, chunk) for chunk in arrays.scored_chunks}
         if not samples:
-            return Choice([], [], [], [])
+            return Choice([], [], [], [], prompt_logprobs)
         if samples < tokens:
             index = _pad(arrays.sample_index, self._padded_rows(samples), 0)
             hidden = hidden[self._to_device(index)]
         logits = self._decoder.logits(hidden)[:samples]
-        return self._sampler.choose(logits, self._table, arrays.sample_rows)
+        choice = self._sampler.choose(logits, self._table, arrays.sample_rows, masks)
+        return replace(choice, prompt_logprobs=prompt_logprobs) if prompt_logprobs else choice
+
+    def _score(self, hidden: torch.Tensor, chunk: ScoredChunk) -> list[float]:
+        """Log-probabilities of the tokens behind the chunk's; `hidden` [tokens, hidden]."""
+        scores: list[float] = []
+        for first in range(0, len(chunk.next_ids), SCORED_AT_ONCE):
+            wanted = chunk.next_ids[first : first + SCORED_AT_ONCE]
+            index = np.arange(len(wanted)) + chunk.start + first
+            padded = _pad(index, self._padded_rows(len(index)), 0)
+            logits = self._decoder.logits(hidden[self._to_device(padded)])[: len(wanted)]
+            logprobs = logits.float().log_softmax(-1)
+            scores += logprobs.gather(-1, self._to_device(wanted).unsqueeze(-1)).flatten().tolist()
+        return scores
 
     def _attention_batch(self, arrays: StepArrays, width: int) -> AttentionBatch:
         """The step's arrays on the device, the token axis padded to `width`."""

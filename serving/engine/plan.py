@@ -6,7 +6,7 @@ A plan says only what changed since the last one, so it stays small: ranks keep 
 
 import msgspec
 
-from serving.protocol.params import SamplingParams
+from serving.protocol.params import SamplingParams, StopParams
 
 
 class Admission(msgspec.Struct, array_like=True, frozen=True):
@@ -16,8 +16,12 @@ class Admission(msgspec.Struct, array_like=True, frozen=True):
     token_ids: list[int]  # prompt and whatever was generated before
     computed: int  # leading tokens whose KV is already in the cached `blocks`
     blocks: list[int]
+    prompt_length: int  # of token_ids, those that were not generated
     sampling: SamplingParams
+    stop: StopParams
     top_n_tokens: int
+    is_guided: bool = False
+    scores_prompt: bool = False
 
 
 class Plan(msgspec.Struct, array_like=True, frozen=True):
@@ -37,3 +41,4 @@ class Choice(msgspec.Struct, array_like=True, frozen=True):
     token_ids: list[int]
     logprobs: list[float]
     top_tokens: list[list[tuple[int, float]]]  # empty list for rows that did not ask
+    prompt_logprobs: dict[int, list[float]] = {}  # row: prompt tokens whose scores the step gave

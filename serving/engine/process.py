@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from serving.engine import kv_cache
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
+from serving.engine.grammar_compiler import GrammarCompiler
+from serving.engine.guidance import Guidance
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.limits import Limits, measure_limits
 from serving.engine.loop import EngineLoop
@@ -22,6 +24,7 @@ from serving.engine.model_runner import ModelRunner
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
+from serving.engine.watermark import Watermark
 from serving.layers.parallel import SINGLE
 from serving.metrics import EngineMetrics
 from serving.protocol.messages import EngineInfo
@@ -42,12 +45,13 @@ def build_loop(
     reports.begin("kv cache")
     table = RowTable(limits.max_rows, limits.max_total_tokens, settings.block_size)
     kv = kv_cache.allocate(model.shape, limits.num_blocks, model.device)
-    runner = ModelRunner(
-        model.decoder, kv, table, Sampler(model.ops), model.device, model.padded_rows
-    )
+    sampler = Sampler(model.ops, Watermark(settings.watermark_gamma, settings.watermark_delta))
+    runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
     blocks = BlockManager(limits.num_blocks, settings.block_size, settings.prefix_caching)
     scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget)
     info = engine_info(settings, model, model_path, limits)
+    compiler = GrammarCompiler(model_path, info.vocab_size, info.eos_token_ids)
+    guidance = Guidance(compiler, info.vocab_size, info.eos_token_ids)
     metrics = EngineMetrics(CollectorRegistry())
     if epoch > 1:
         metrics.restarted()
@@ -56,6 +60,7 @@ def build_loop(
         Mailbox(run_dir / "engine.sock", epoch, info),
         scheduler,
         runner,
+        guidance,
         StepMetrics(metrics),
         info,
         settings.max_concurrent_requests,

@@ -12,7 +12,9 @@ import torch
 
 from serving.engine import logit_rules
 from serving.engine.batch import Ints, RowTable
+from serving.engine.logit_rules import TokenMasks
 from serving.engine.plan import Choice
+from serving.engine.watermark import Watermark
 from serving.kernels.torch_ops import TorchOps
 
 TIES = 16  # candidates fetched beyond top_n_tokens, because ties with the last one are reported
@@ -21,27 +23,37 @@ TIES = 16  # candidates fetched beyond top_n_tokens, because ties with the last 
 class Sampler:
     """Logits of a step to its `Choice`. Plain greedy rows take a short cut."""
 
-    def __init__(self, ops: TorchOps) -> None:
+    def __init__(self, ops: TorchOps, watermark: Watermark) -> None:
         self._ops = ops
+        self._watermark = watermark
 
-    def choose(self, logits: torch.Tensor, table: RowTable, rows: Ints) -> Choice:
-        """`logits` [samples, vocab], one row each of `rows` in the table."""
+    def choose(
+        self, logits: torch.Tensor, table: RowTable, rows: Ints, masks: TokenMasks | None = None
+    ) -> Choice:
+        """`logits` [samples, vocab], one for each of `rows` in the table; `masks`: guided rows."""
         special = np.flatnonzero(~table.is_plain[rows])
         if len(special) == len(rows):
-            return self._choose_special(logits.float(), table, rows)
+            return self._choose_special(logits.float(), table, rows, masks)
         ids, logprobs = self._ops.greedy(logits)
         choice = Choice(rows.tolist(), ids.tolist(), logprobs.tolist(), [[]] * len(rows))
         if len(special):
             picked = torch.from_numpy(special).to(logits.device)
-            _overlay(
-                choice, special, self._choose_special(logits[picked].float(), table, rows[special])
-            )
+            scores = logits[picked].float()
+            _overlay(choice, special, self._choose_special(scores, table, rows[special], masks))
         return choice
 
-    def _choose_special(self, scores: torch.Tensor, table: RowTable, rows: Ints) -> Choice:
+    def _choose_special(
+        self, scores: torch.Tensor, table: RowTable, rows: Ints, masks: TokenMasks | None
+    ) -> Choice:
         """All rules for all rows of float32 `scores`, which may be overwritten."""
         scores = scores.clone()
+        self._watermark.favour(scores, table, rows)
         logit_rules.penalise(scores, table, rows)
+        logit_rules.penalise_output(scores, table, rows)
+        logit_rules.add_bias(scores, table, rows)
+        logit_rules.forbid_stop(scores, table, rows)
+        if masks is not None:
+            logit_rules.forbid(scores, masks, rows)
         sampled = np.flatnonzero(table.samples[rows])
         ids = scores.argmax(-1)
         if len(sampled):

@@ -7,6 +7,7 @@ run out the youngest sequence is preempted and recomputed later, so the oldest a
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from serving.engine.block_manager import BlockManager
@@ -86,6 +87,20 @@ class Scheduler:
         for key in [key for key in self._sequences if key[0] == worker]:
             self.abort(key)
 
+    def overdue(self) -> list[Sequence]:
+        """Waiting sequences whose deadline has passed before they could begin; they are freed."""
+        late = [one for one in self._waiting if not one.admitted_ns and one.is_overdue]
+        for sequence in late:
+            self.abort(sequence.key)
+        return late
+
+    def sampling(self) -> Iterator[Sequence]:
+        """Sequences of the planned step that will get a token."""
+        draft = self._planned
+        for sequence, length in zip(draft.sequences, draft.lengths, strict=True):
+            if length == sequence.pending:
+                yield sequence
+
     def schedule(self) -> Plan | None:
         """The next step, or None when there is nothing to run."""
         draft = PlanDraft()
@@ -108,6 +123,8 @@ class Scheduler:
         """
         self._account(self._planned)
         by_row = {sequence.row: sequence for sequence in self._planned.sequences}
+        for row, logprobs in choice.prompt_logprobs.items():
+            by_row[row].prompt_logprobs += logprobs
         deltas = []
         for index, row in enumerate(choice.rows):
             sequence = by_row[row]
@@ -149,7 +166,10 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, draft: PlanDraft) -> bool:
         """Give a waiting sequence a row and blocks for all its tokens; False if they lack."""
-        shared, digests = self.blocks.match(sequence.token_ids)
+        # A prompt whose log-probabilities are wanted must be computed in full.
+        shared, digests = (
+            ([], []) if sequence.scores_prompt else self.blocks.match(sequence.token_ids)
+        )
         wanted = self.blocks.blocks_for(len(sequence.token_ids)) - len(shared)
         # Each running sequence may need one more block soon: do not admit only to preempt.
         if wanted + len(self._running) > self.blocks.available_beside(shared) and self._running:
@@ -168,8 +188,12 @@ class Scheduler:
                 sequence.token_ids.copy(),
                 sequence.num_computed,
                 sequence.blocks.copy(),
+                len(sequence.request.prompt_token_ids),
                 sequence.request.sampling,
+                sequence.request.stop,
                 sequence.request.top_n_tokens,
+                sequence.guide is not None,
+                sequence.scores_prompt,
             )
         )
         return True
@@ -202,6 +226,8 @@ class Scheduler:
         sequence.num_computed = 0
         sequence.blocks = []
         sequence.digests = []
+        if sequence.scores_prompt:
+            sequence.prompt_logprobs = []  # the chunks will be computed again
 
     def _account(self, draft: PlanDraft) -> None:
         block_size = self.blocks.block_size
@@ -214,7 +240,7 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, choice: Choice, index: int) -> Delta:
         first = sequence.num_generated == len(sequence.request.resume_token_ids)
-        sequence.token_ids.append(choice.token_ids[index])
+        sequence.append(choice.token_ids[index])
         reason = sequence.finish_reason()
         if reason:
             self.abort(sequence.key)
@@ -225,4 +251,5 @@ class Scheduler:
             [choice.top_tokens[index]] if sequence.request.top_n_tokens else [],
             reason,
             sequence.admitted_ns if first else 0,
+            sequence.prompt_logprobs if first else [],
         )

@@ -3,8 +3,10 @@
 Created by `mailbox.py` from a `Generate`, owned by `scheduler.py`. Plain data plus the stop rule.
 """
 
+import time
 from dataclasses import dataclass, field
 
+from serving.engine.guide import Guide
 from serving.protocol.messages import FinishReason, Generate
 
 SequenceKey = tuple[bytes, int]  # (front worker, its sequence id)
@@ -22,6 +24,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # prefix hashes of its full blocks
     admitted_ns: int = 0  # first time it entered a batch
+    guide: Guide | None = None  # only with a grammar
+    prompt_logprobs: list[float] = field(default_factory=list)  # grows with each chunk
 
     @classmethod
     def from_request(cls, worker: bytes, request: Generate) -> "Sequence":
@@ -39,6 +43,26 @@ class Sequence:
         """Tokens after the prompt, resumed ones included."""
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are still to be computed."""
+        return (
+            self.request.prompt_logprobs
+            and not self.request.resume_token_ids  # an earlier engine delivered them
+            and len(self.prompt_logprobs) < len(self.request.prompt_token_ids) - 1
+        )
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether its deadline has passed."""
+        return 0 < self.request.deadline_ns <= time.monotonic_ns()
+
+    def append(self, token_id: int) -> None:
+        """One more token was chosen."""
+        self.token_ids.append(token_id)
+        if self.guide is not None:
+            self.guide.advance(token_id)
+
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends after its last token; None if it goes on.
 
@@ -47,4 +71,6 @@ class Sequence:
         stop = self.request.stop
         if self.num_generated >= stop.max_new_tokens:
             return "length"
-        return "eos_token" if self.token_ids[-1] in stop.stop_token_ids else None
+        if self.token_ids[-1] in stop.stop_token_ids or (self.guide and self.guide.finished):
+            return "eos_token"
+        return "length" if self.is_overdue else None

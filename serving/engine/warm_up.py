@@ -15,7 +15,8 @@ from serving.engine.model_loader import LoadedModel
 from serving.engine.model_runner import ModelRunner
 from serving.engine.plan import Admission, Plan
 from serving.engine.sampler import Sampler
-from serving.protocol.params import SamplingParams
+from serving.engine.watermark import Watermark
+from serving.protocol.params import SamplingParams, StopParams
 
 EVERY_RULE = SamplingParams(
     do_sample=True,
@@ -25,6 +26,8 @@ EVERY_RULE = SamplingParams(
     typical_p=0.9,
     repetition_penalty=1.1,
     frequency_penalty=0.1,
+    output_frequency_penalty=0.1,
+    watermark=True,
 )
 # Typical-p sorts the whole vocabulary: seconds on a CPU for every row, so a few rows prove it.
 SORTING_ROWS = 8
@@ -38,13 +41,15 @@ def run(model: LoadedModel, token_budget: int, rows: int, block_size: int) -> in
     before = _peak(model.device)
     pool = kv_cache.allocate(model.shape, per_row + rows, model.device)
     table = RowTable(rows, length + 1, block_size)
-    runner = ModelRunner(
-        model.decoder, pool, table, Sampler(model.ops), model.device, model.padded_rows
-    )
-    prompt = Admission(0, [0] * length, 0, list(range(per_row)), EVERY_RULE, 5)
+    sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
+    runner = ModelRunner(model.decoder, pool, table, sampler, model.device, model.padded_rows)
+    stop = StopParams(length + 1)
+    blocks = list(range(per_row))
+    prompt = Admission(0, [0] * length, 0, blocks, length, EVERY_RULE, stop, 5, scores_prompt=True)
     runner.execute(Plan([prompt], [], [0], [length], 0))
     others = [
-        Admission(row, [0], 0, [per_row + row], rules, 5) for row, rules in enumerate(_rules(rows))
+        Admission(row, [0], 0, [per_row + row], 1, rules, stop, 5)
+        for row, rules in enumerate(_rules(rows))
     ]
     runner.execute(Plan(others, [], list(range(rows)), [1] * rows, rows))
     pool_bytes = (per_row + rows) * model.shape.block_bytes

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.closed_schema import closed
 from serving.front.tgi.schema import GuidedFormat
 from serving.protocol.params import Grammar
 
@@ -33,8 +34,12 @@ def from_guided_format(format: GuidedFormat) -> Grammar:
 
 
 def json_schema(schema: dict[str, Any] | bool) -> Grammar:
-    """A grammar of JSON texts that fit `schema`. Raises `RequestError` if it is too long."""
-    return _bounded(Grammar("json_schema", msgspec.json.encode(schema).decode()))
+    """A grammar of JSON texts that fit `schema`. Raises `RequestError` if it is too big."""
+    try:
+        source = msgspec.json.encode(closed(schema)).decode()
+    except RecursionError as error:
+        raise _refusal("grammar is not valid: the schema is nested too deep") from error
+    return _bounded(Grammar("json_schema", source))
 
 
 def _from_text(kind: Any, source: object) -> Grammar:

@@ -5,13 +5,13 @@ import pytest
 
 from serving.engine.batch import RowTable
 from serving.engine.plan import Admission, Plan
-from serving.protocol.params import SamplingParams
+from serving.protocol.params import SamplingParams, StopParams
 
 SIZE = 4
 
 
 def admission(row: int, tokens: list[int], blocks: list[int], computed: int = 0) -> Admission:
-    return Admission(row, tokens, computed, blocks, SamplingParams(), 0)
+    return Admission(row, tokens, computed, blocks, len(tokens), SamplingParams(), StopParams(9), 0)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_grown_block_is_used_by_the_step_that_brings_it(table: RowTable) -> None
 
 def test_new_sequence_in_a_row_replaces_the_old_parameters(table: RowTable) -> None:
     sampled = SamplingParams(do_sample=True, temperature=0.5, seed=9)
-    table.apply(Plan([Admission(2, [1], 0, [0], sampled, 3)], [], [2], [1], 1))
+    table.apply(Plan([Admission(2, [1], 0, [0], 1, sampled, StopParams(9), 3)], [], [2], [1], 1))
     assert (table.temperature[2], table.seed[2], table.is_plain[2]) == (0.5, 9, False)
     table.apply(Plan([admission(2, [1], [0])], [], [2], [1], 1))
     assert (table.temperature[2], table.seed[2], table.is_plain[2]) == (1.0, 0, True)

@@ -13,7 +13,7 @@ from transformers import (
 from serving.engine import logit_rules
 from serving.engine.batch import RowTable
 from serving.engine.plan import Admission, Plan
-from serving.protocol.params import SamplingParams
+from serving.protocol.params import SamplingParams, StopParams
 
 VOCABULARY = 2000
 
@@ -23,9 +23,16 @@ def scores() -> torch.Tensor:
     return torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(3)) * 3
 
 
-def table_with(tokens: list[int], sampling: SamplingParams) -> RowTable:
+def table_with(
+    tokens: list[int],
+    sampling: SamplingParams,
+    prompt_length: int | None = None,
+    stop: StopParams = StopParams(64),  # noqa: B008 - frozen
+) -> RowTable:
     table = RowTable(2, 64, 16)
-    table.apply(Plan([Admission(1, tokens, 0, [0], sampling, 0)], [], [1], [len(tokens)], 0))
+    length = len(tokens) if prompt_length is None else prompt_length
+    admission = Admission(1, tokens, 0, [0], length, sampling, stop, 0)
+    table.apply(Plan([admission], [], [1], [len(tokens)], 0))
     return table
 
 
@@ -102,3 +109,38 @@ def test_rows_without_penalties_are_untouched() -> None:
     scores = torch.ones(1, 8)
     logit_rules.penalise(scores, table, np.array([1]))
     assert torch.equal(scores, torch.ones(1, 8))
+
+
+def test_output_penalties_count_the_output_only() -> None:
+    sampling = SamplingParams(output_frequency_penalty=0.5, output_presence_penalty=0.25)
+    table = table_with([7, 7, 8, 9, 9, 9], sampling, prompt_length=3)
+    scores = torch.zeros(1, 12)
+    logit_rules.penalise_output(scores, table, np.array([1]))
+    assert scores[0, 9] == -(3 * 0.5 + 0.25)
+    assert scores.count_nonzero() == 1
+
+
+def test_bias_is_added() -> None:
+    table = table_with([1], SamplingParams(logit_bias=[(3, 2.5), (5, -100.0)]))
+    scores = torch.ones(1, 8)
+    logit_rules.add_bias(scores, table, np.array([1]))
+    assert scores[0].tolist() == [1, 1, 1, 3.5, 1, -99, 1, 1]
+
+
+@pytest.mark.parametrize(("generated", "may_stop"), [(0, False), (2, False), (3, True)])
+def test_stop_tokens_are_ruled_out_below_the_minimum(generated: int, may_stop: bool) -> None:
+    stop = StopParams(9, [2, 4], min_new_tokens=3)
+    table = table_with([1, 1, *[6] * generated], SamplingParams(), prompt_length=2, stop=stop)
+    scores = torch.zeros(1, 8)
+    logit_rules.forbid_stop(scores, table, np.array([1]))
+    assert kept(scores)[0, [2, 4]].tolist() == [may_stop] * 2
+    assert kept(scores)[0, [0, 1, 3, 5, 6, 7]].all()
+
+
+def test_masks_leave_what_their_bits_allow() -> None:
+    bits = np.array([[0b1010, 1 << 2], [-1, -1]], np.int32)
+    scores = torch.zeros(3, 40)
+    masks = logit_rules.TokenMasks(np.array([5, 9]), bits)
+    logit_rules.forbid(scores, masks, np.array([9, 4, 5]))
+    assert torch.nonzero(kept(scores)[2]).flatten().tolist() == [1, 3, 34]
+    assert kept(scores)[:2].all()

@@ -1,11 +1,16 @@
 """One turn of the engine with a model that always answers 5, and a mailbox in memory."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from serving.engine.block_manager import BlockManager
+from serving.engine.grammar_compiler import GrammarCompiler
+from serving.engine.guidance import Guidance
+from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop, fault_of
 from serving.engine.model_runner import StepResult
 from serving.engine.plan import Choice, Plan
@@ -13,7 +18,8 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
 from serving.metrics import EngineMetrics
 from serving.protocol.messages import Abort, Delta, EngineInfo, Generate
-from serving.protocol.params import SamplingParams, StopParams
+from serving.protocol.params import Grammar, SamplingParams, StopParams
+from tests.support.tiny_model import make_model_directory
 
 INFO = EngineInfo("", "float32", "cpu", "1-cpu", 31, 32, 64, 100, [2])
 
@@ -39,19 +45,22 @@ class FakeMailbox:
 class FakeRunner:
     """Every planned prompt fits into one step, so every planned row gets a token."""
 
-    def execute(self, plan: Plan) -> StepResult:
+    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
+        self.masks = masks
         count = len(plan.rows)
         return StepResult(Choice(plan.rows, [5] * count, [-1.0] * count, [[]] * count), 0.0)
 
 
 class Engine:
-    def __init__(self) -> None:
+    def __init__(self, model_path: Path) -> None:
         self.mailbox = FakeMailbox()
+        self.runner = FakeRunner()
         self.scheduler = Scheduler(BlockManager(16, 4, prefix_caching=True), 8, 64)
         self.loop = EngineLoop(
             self.mailbox,  # type: ignore[arg-type]
             self.scheduler,
-            FakeRunner(),  # type: ignore[arg-type]
+            self.runner,  # type: ignore[arg-type]
+            Guidance(GrammarCompiler(model_path, 320, [1]), 320, [1]),
             StepMetrics(EngineMetrics(CollectorRegistry())),
             INFO,
             max_live=2,
@@ -74,8 +83,8 @@ def request(number: int, prompt: list[int] | None = None, new_tokens: int = 3, *
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine()
+def engine(tmp_path: Path) -> Engine:
+    return Engine(make_model_directory(tmp_path))
 
 
 def test_one_message_per_worker_and_step(engine: Engine) -> None:
@@ -155,3 +164,67 @@ def test_impossible_request_is_refused_with_its_reason(
     engine.mailbox.inbox.append((b"a", bad))
     engine.loop.turn()
     assert engine.mailbox.failed[0][2] == "validation"
+
+
+def turn_until_idle(engine: Engine) -> None:
+    for _ in range(2000):
+        engine.loop.turn()
+        if not engine.scheduler.num_live and not engine.loop.num_waiting_for_grammars:
+            return
+        time.sleep(0.001)
+    raise TimeoutError
+
+
+def test_a_guided_sequence_starts_when_its_grammar_is_compiled(engine: Engine) -> None:
+    engine.send(b"a", 1, new_tokens=1, grammar=Grammar("regex", "[a-z ]+"))
+    turn_until_idle(engine)
+    assert engine.runner.masks is not None
+    assert engine.runner.masks.rows.tolist() == [0]
+
+
+def test_an_invalid_grammar_fails_alone(engine: Engine) -> None:
+    engine.send(b"a", 1, grammar=Grammar("regex", "("))
+    engine.send(b"a", 2)
+    turn_until_idle(engine)
+    ((worker, number, kind, message),) = engine.mailbox.failed
+    assert (worker, number, kind) == (b"a", 1, "validation")
+    assert "unclosed group" in message
+    assert [d.finish_reason for _, deltas in engine.mailbox.steps for d in deltas][-1] == "length"
+
+
+def test_a_token_against_the_grammar_ends_its_sequence_with_an_error(engine: Engine) -> None:
+    engine.send(b"a", 1, grammar=Grammar("regex", "zzz"))  # the runner answers 5
+    turn_until_idle(engine)
+    assert [(number, kind) for _, number, kind, _ in engine.mailbox.failed] == [(1, "validation")]
+    engine.scheduler.blocks.check_idle()
+
+
+def test_an_abort_reaches_a_sequence_that_waits_for_its_grammar(engine: Engine) -> None:
+    engine.send(b"a", 1, grammar=Grammar("regex", "a"))
+    engine.mailbox.inbox.append((b"a", Abort(0, 1)))
+    turn_until_idle(engine)
+    assert (engine.mailbox.steps, engine.mailbox.failed) == ([], [])
+
+
+def test_waiting_for_a_grammar_counts_towards_the_limit(engine: Engine) -> None:
+    for number in (1, 2, 3):
+        engine.send(b"a", number, grammar=Grammar("regex", f"a{number}"))
+    engine.loop.turn()
+    assert (b"a", 3, "overloaded", "Model is overloaded") in engine.mailbox.failed
+
+
+def test_who_waits_past_the_deadline_is_refused(engine: Engine) -> None:
+    engine.send(b"a", 1, deadline_ns=1)
+    engine.loop.turn()
+    assert engine.mailbox.failed == [(b"a", 1, "overloaded", "Model is overloaded")]
+
+
+def test_the_deadline_ends_a_running_sequence(engine: Engine) -> None:
+    engine.send(b"a", 1, new_tokens=9, deadline_ns=time.monotonic_ns() + 20_000_000)
+    engine.loop.turn()
+    time.sleep(0.02)
+    engine.loop.turn()
+    assert [d.finish_reason for _, deltas in engine.mailbox.steps for d in deltas] == [
+        None,
+        "length",
+    ]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from serving.engine.batch import RowTable
 from serving.engine.plan import Admission, Choice, Plan
 from serving.engine.sampler import Sampler, draw, uniform
+from serving.engine.watermark import Watermark
 from serving.kernels.torch_ops import TorchOps
-from serving.protocol.params import SamplingParams
+from serving.protocol.params import SamplingParams, StopParams
 
 VOCABULARY = 50
 
@@ -31,10 +32,11 @@ def choose(
     rows = len(sampling)
     table = RowTable(rows, 64, 16)
     admissions = [
-        Admission(row, [1] * length, 0, [row], sampling[row], top_n) for row in range(rows)
+        Admission(row, [1] * length, 0, [row], length, sampling[row], StopParams(9), top_n)
+        for row in range(rows)
     ]
     table.apply(Plan(admissions, [], list(range(rows)), [length] * rows, 0))
-    return Sampler(TorchOps()).choose(logits, table, np.arange(rows))
+    return Sampler(TorchOps(), Watermark(0.5, 2.0)).choose(logits, table, np.arange(rows))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from serving.engine.model_runner import ModelRunner
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
+from serving.engine.watermark import Watermark
 from serving.kernels.matmul import matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE
@@ -43,12 +44,12 @@ class RecordingSampler(Sampler):
     """Keeps the logits of every sampled row, in the order of the steps."""
 
     def __init__(self, ops: TorchOps) -> None:
-        super().__init__(ops)
+        super().__init__(ops, Watermark(gamma=0.5, delta=2.0))
         self.logits: list[torch.Tensor] = []
 
-    def choose(self, logits, table, rows):  # type: ignore[no-untyped-def]
+    def choose(self, logits, table, rows, masks=None):  # type: ignore[no-untyped-def]
         self.logits.extend(logits.float().clone())
-        return super().choose(logits, table, rows)
+        return super().choose(logits, table, rows, masks)
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Rig:
     prefix_caching: bool = True
 
     def __post_init__(self) -> None:
+        self.prompt_logprobs: dict[int, list[float]] = {}
         spec = self.decoder.spec
         shape = KvShape(
             spec.layers, spec.attention.kv_heads, BLOCK_SIZE, spec.attention.head_dim, torch.float32
@@ -83,6 +85,7 @@ class Rig:
         resume: list[int] | None = None,
         stop_token_ids: list[int] | None = None,
         top_n_tokens: int = 0,
+        prompt_logprobs: bool = False,
     ) -> None:
         request = Generate(
             epoch=0,
@@ -92,6 +95,7 @@ class Rig:
             stop=StopParams(max_new_tokens, stop_token_ids or []),
             logprobs=True,
             top_n_tokens=top_n_tokens,
+            prompt_logprobs=prompt_logprobs,
             resume_token_ids=resume or [],
         )
         self.scheduler.add(Sequence.from_request(b"worker", request))
@@ -108,5 +112,7 @@ class Rig:
         while (deltas := self.step()) is not None:
             for delta in deltas:
                 tokens.setdefault(delta.sequence_id, []).extend(delta.token_ids)
+                if delta.prompt_logprobs:
+                    self.prompt_logprobs[delta.sequence_id] = delta.prompt_logprobs
         self.blocks.check_idle()
         return tokens

@@ -25,6 +25,7 @@ class Oracle:
     def __init__(self, variant: str, path: Path) -> None:
         write_checkpoint(variant, path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.model = model
         source = random.Random(variant)
         self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
         self.tokens: list[list[int]] = []
@@ -35,6 +36,13 @@ class Oracle:
             self.logits.append(logits)
         self.path = path
         self.decoder = load_decoder(path, TorchOps())
+
+    @torch.no_grad()
+    def prompt_logprobs(self, index: int) -> torch.Tensor:
+        """Of every token of the prompt but the first."""
+        ids = torch.tensor([self.prompts[index]])
+        logprobs = self.model(ids, use_cache=False).logits[0].log_softmax(-1)
+        return logprobs[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
 
     def rig(self, **options: object) -> Rig:
         return Rig(self.decoder, TorchOps(), **options)  # type: ignore[arg-type]
@@ -119,6 +127,29 @@ def test_resumed_sequence_continues_where_it_stopped(oracle: Oracle) -> None:
     rig = oracle.rig()
     rig.add(0, oracle.prompts[0], NEW_TOKENS, resume=oracle.tokens[0][:13])
     assert rig.run() == {0: oracle.tokens[0][13:]}
+
+
+@pytest.mark.parametrize("budget", [16, 512])
+def test_prompt_logprobs(oracle: Oracle, budget: int) -> None:
+    """Asked for twice, so that the second prompt could come from the prefix cache."""
+    rig = oracle.rig(token_budget=budget)
+    for sequence_id in (0, 1):
+        rig.add(sequence_id, oracle.prompts[3], 2, prompt_logprobs=True)
+        assert rig.run() == {sequence_id: oracle.tokens[3][:2]}
+        found = torch.tensor(rig.prompt_logprobs[sequence_id])
+        assert (found - oracle.prompt_logprobs(3)).abs().max() < TOLERANCE
+
+
+def test_prompt_logprobs_of_a_preempted_prompt(oracle: Oracle) -> None:
+    rig = oracle.rig(num_blocks=22, token_budget=24, prefix_caching=False)
+    for sequence_id, prompt in enumerate(oracle.prompts):
+        rig.add(sequence_id, prompt, NEW_TOKENS, prompt_logprobs=True)
+    rig.run()
+    assert rig.scheduler.counters.preemptions > 0
+    for sequence_id in (0, 2, 3):
+        found = torch.tensor(rig.prompt_logprobs[sequence_id])
+        assert (found - oracle.prompt_logprobs(sequence_id)).abs().max() < TOLERANCE
+    assert 1 not in rig.prompt_logprobs  # its only token has none
 
 
 def test_every_registered_family_has_a_parity_row() -> None:
