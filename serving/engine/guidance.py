@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher
 
 from serving.engine.grammar_compiler import GrammarCompiler, GrammarError
@@ -44,7 +46,7 @@ class Guidance:
         self._compiler = compiler
         self._end_token_ids = end_token_ids
         self._words = -(-vocab_size // WORD_BITS)
-        self._threads = ThreadPoolExecutor(COMPILING_THREADS, "grammar")
+        self._compiling = ThreadPoolExecutor(COMPILING_THREADS, "grammar")
         self._executor = LLExecutor(min(MASK_THREADS, os.cpu_count() or 1))
         self._pending: dict[SequenceKey, _Pending] = {}
 
@@ -60,7 +62,7 @@ class Guidance:
         matcher = self._compiler.known(grammar)
         future: Future[LLMatcher]
         if matcher is None:
-            future = self._threads.submit(self._compiler.compile, grammar)
+            future = self._compiling.submit(self._compiler.compile, grammar)
         else:
             future = Future()
             future.set_result(matcher)
@@ -92,27 +94,36 @@ class Guidance:
             self.forget(key)
 
     def masks(self, sequences: Iterable[Sequence]) -> TokenMasks | None:
-        """Allowed tokens of those of `sequences` that have a guide, all of which are in a row."""
+        """What those of `sequences` that have a guide may choose next; None if there are none.
+
+        All of them are in a row. Nothing is computed until the masks are asked for their bits.
+        """
         guided = [sequence for sequence in sequences if sequence.guide is not None]
         if not guided:
             return None
-        bits = np.full((len(guided), self._words), -1, np.int32)
+        rows = np.array([sequence.row for sequence in guided])
+        guides = [sequence.guide for sequence in guided if sequence.guide is not None]
+        return TokenMasks(rows, partial(self._compute_masks, guides))
+
+    def _compute_masks(self, guides: list[Guide]) -> npt.NDArray[np.int32]:
+        """Bits [guides, words] of where the tokens of each guide end."""
+        bits = np.full((len(guides), self._words), -1, np.int32)
+        for guide in guides:
+            guide.catch_up()
         matchers = [
-            (sequence.guide.matcher, index)
-            for index, sequence in enumerate(guided)
-            if sequence.guide is not None and sequence.guide.error is None
+            (guide.matcher, index) for index, guide in enumerate(guides) if guide.error is None
         ]
         if matchers:
             self._executor.unsafe_compute_mask_ptr(
-                matchers, bits.ctypes.data, self._words * 4, len(guided)
+                matchers, bits.ctypes.data, self._words * 4, len(guides)
             )
-        for index, sequence in enumerate(guided):
-            if sequence.guide is not None and sequence.guide.error is not None:
+        for index, guide in enumerate(guides):
+            if guide.error is not None:
                 bits[index] = -1  # its token will not be delivered
-        return TokenMasks(np.array([sequence.row for sequence in guided]), bits)
+        return bits
 
     def _attach(self, pending: _Pending) -> str | None:
-        """Give the sequence its guide, brought to where the resumed tokens end."""
+        """Give the sequence its guide, told of the resumed tokens."""
         try:
             guide = Guide(pending.matcher.result(), self._end_token_ids)
         except GrammarError as error:
@@ -120,4 +131,4 @@ class Guidance:
         for token_id in pending.sequence.request.resume_token_ids:
             guide.advance(token_id)
         pending.sequence.guide = guide
-        return guide.error
+        return None

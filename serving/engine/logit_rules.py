@@ -4,6 +4,7 @@ Pure functions of logits, parameters and the tokens so far: nothing is remembere
 a sequence can be resumed anywhere. Called by `sampler.py` for the rows that need them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,13 @@ from serving.engine.batch import Ints, RowTable
 
 @dataclass(frozen=True)
 class TokenMasks:
-    """What guided rows may choose: one bit for each token, in words of 32, lowest bit first."""
+    """What guided rows may choose: one bit for each token, in words of 32, lowest bit first.
+
+    `bits` is called after the forward pass was launched: on a GPU the host works beside it.
+    """
 
     rows: Ints  # rows of the table, [guided]
-    bits: npt.NDArray[np.int32]  # [guided, words]
+    bits: Callable[[], npt.NDArray[np.int32]]  # [guided, words]
 
 
 def penalise(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
@@ -76,7 +80,7 @@ def forbid(scores: torch.Tensor, masks: TokenMasks, rows: Ints) -> None:
     """Rule out what the grammar of a row does not allow, in place on [rows, vocab]."""
     position = {row: index for index, row in enumerate(rows.tolist())}
     index = torch.tensor([position[row] for row in masks.rows.tolist()], device=scores.device)
-    allowed = np.unpackbits(masks.bits.view(np.uint8), axis=1, bitorder="little")
+    allowed = np.unpackbits(masks.bits().view(np.uint8), axis=1, bitorder="little")
     forbidden = torch.from_numpy(allowed[:, : scores.shape[-1]] == 0).to(scores.device)
     scores[index] = scores[index].masked_fill(forbidden, float("-inf"))
 

@@ -76,7 +76,7 @@ def prepared(guidance: Guidance, *sequences: Sequence) -> list[tuple[Sequence, s
 def allowed(guidance: Guidance, *sequences: Sequence) -> list[list[int]]:
     masks = guidance.masks(sequences)
     assert masks is not None
-    bits = np.unpackbits(masks.bits.view(np.uint8), axis=1, bitorder="little")
+    bits = np.unpackbits(masks.bits().view(np.uint8), axis=1, bitorder="little")
     return [np.flatnonzero(row).tolist() for row in bits]
 
 
@@ -189,8 +189,8 @@ def test_a_token_that_does_not_fit_is_an_error_of_its_sequence_only(guidance: Gu
     alone = allowed(guidance, right)
     wrong.append(EOS_ID)
     assert wrong.guide is not None
-    assert "grammar cannot be followed" in str(wrong.guide.error)
     everything, others = allowed(guidance, wrong, right)
+    assert "grammar cannot be followed" in str(wrong.guide.error)
     assert [others] == alone
     assert len(everything) >= VOCABULARY
 

@@ -140,7 +140,7 @@ def test_stop_tokens_are_ruled_out_below_the_minimum(generated: int, may_stop: b
 def test_masks_leave_what_their_bits_allow() -> None:
     bits = np.array([[0b1010, 1 << 2], [-1, -1]], np.int32)
     scores = torch.zeros(3, 40)
-    masks = logit_rules.TokenMasks(np.array([5, 9]), bits)
+    masks = logit_rules.TokenMasks(np.array([5, 9]), lambda: bits)
     logit_rules.forbid(scores, masks, np.array([9, 4, 5]))
     assert torch.nonzero(kept(scores)[2]).flatten().tolist() == [1, 3, 34]
     assert kept(scores)[:2].all()

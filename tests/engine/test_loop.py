@@ -47,6 +47,8 @@ class FakeRunner:
 
     def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
         self.masks = masks
+        if masks is not None:
+            masks.bits()
         count = len(plan.rows)
         return StepResult(Choice(plan.rows, [5] * count, [-1.0] * count, [[]] * count), 0.0)
 
