@@ -24,8 +24,16 @@ import msgspec
 from serving.benchmark.client import Endpoint, send_request
 
 SCHEMAS = Path(__file__).parent.parent / "tests" / "data" / "json_schemas.json"
-NEIGHBOUR_TOKENS = 200
-MOST_TOKENS = 400  # of a guided answer
+
+
+@dataclass(frozen=True)
+class Load:
+    """Streams and their lengths in tokens."""
+
+    neighbours: int
+    neighbour_tokens: int
+    background: int
+    most_tokens: int  # of a guided answer
 
 
 @dataclass
@@ -69,19 +77,19 @@ def ask(endpoint: Endpoint, name: str, tokens: int, seed: int, schema: Any = Non
     return Answer(name, seed, content["details"]["generated_tokens"], content["generated_text"])
 
 
-def measure(
-    endpoint: Endpoint, neighbours: int, background: int, job: Callable[[], Answer], case: Case
-) -> None:
-    """Run `background` threads of endless `job`s until every neighbour has its tokens."""
+def measure(endpoint: Endpoint, load: Load, job: Callable[[], Answer], case: Case) -> None:
+    """Keep the background busy with `job`s until every neighbour has its tokens."""
     done = threading.Event()
 
     def keep_busy() -> None:
         while not done.is_set():
             case.answers.append(job())
 
-    with ThreadPoolExecutor(neighbours + background) as threads:
-        busy = [threads.submit(keep_busy) for _ in range(background)]
-        requests = [encode(f"Neighbour {i}.", NEIGHBOUR_TOKENS, i) for i in range(neighbours)]
+    with ThreadPoolExecutor(load.neighbours + load.background) as threads:
+        busy = [threads.submit(keep_busy) for _ in range(load.background)]
+        requests = [
+            encode(f"Neighbour {i}.", load.neighbour_tokens, i) for i in range(load.neighbours)
+        ]
         for result in threads.map(lambda one: send_request(endpoint, one), requests):
             if result.error:
                 raise click.ClickException(f"a neighbour failed: {result.error}")
@@ -92,7 +100,7 @@ def measure(
 
 
 def run_rounds(
-    endpoint: Endpoint, schemas: dict[str, Any], neighbours: int, background: int, rounds: int
+    endpoint: Endpoint, schemas: dict[str, Any], load: Load, rounds: int
 ) -> tuple[Case, Case]:
     """The guided case and the plain case, by turns; the first round of each warms up."""
     names, seeds = itertools.cycle(schemas), itertools.count()
@@ -101,7 +109,7 @@ def run_rounds(
 
     def guided_job() -> Answer:
         name = next(names)
-        return ask(endpoint, name, MOST_TOKENS, next(seeds), schemas[name])
+        return ask(endpoint, name, load.most_tokens, next(seeds), schemas[name])
 
     def plain_job() -> Answer:
         known = guided.answers[next(replayed) % len(guided.answers)]
@@ -111,7 +119,7 @@ def run_rounds(
         for case, job in ((guided, guided_job), (plain, plain_job)):
             if number == 1:
                 case.gaps.clear()
-            measure(endpoint, neighbours, background, job, case)
+            measure(endpoint, load, job, case)
     return guided, plain
 
 
@@ -129,11 +137,16 @@ def invalid(answer: Answer, schema: Any) -> str | None:
 @click.option("--neighbours", default=4, show_default=True, help="plain streams that are measured")
 @click.option("--background", default=16, show_default=True, help="streams beside them")
 @click.option("--rounds", default=5, show_default=True, help="of each kind, by turns")
-def main(url: str, neighbours: int, background: int, rounds: int) -> None:
+@click.option("--tokens", default=200, show_default=True, help="of a plain stream")
+@click.option("--most-tokens", default=400, show_default=True, help="of a guided answer")
+def main(
+    url: str, neighbours: int, background: int, rounds: int, tokens: int, most_tokens: int
+) -> None:
     """Print the gaps of plain streams beside guided and beside plain ones."""
     schemas = json.loads(SCHEMAS.read_text())
     endpoint = Endpoint(url, "/generate_stream")
-    guided, plain = run_rounds(endpoint, schemas, neighbours, background, rounds)
+    load = Load(neighbours, tokens, background, most_tokens)
+    guided, plain = run_rounds(endpoint, schemas, load, rounds)
     for name, case in (("guided", guided), ("plain", plain)):
         gaps = sorted(case.gaps)
         click.echo(
