@@ -1,4 +1,4 @@
-"""The loaded model as the front knows it: limits, tokenizer, chat template.
+"""The loaded model as the front knows it: limits, tokenizer, chat template, way to call tools.
 
 Runs in each front worker. Comes in: the engine's `EngineInfo`. Goes out: a `LoadedModel` that
 every request reads. Next: `validation.py`, `openai/parameters.py`.
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.openai.tool_dialects import GENERIC, Dialect, dialect_of
 from serving.front.text.chat_template import ChatTemplate
 from serving.front.text.template_files import read_template_files
 from serving.front.text.tokenization import Tokenizer
@@ -23,6 +24,7 @@ class LoadedModel:
     info: EngineInfo
     tokenizer: Tokenizer
     _chat_template: ChatTemplate | None
+    tool_dialect: Dialect = GENERIC
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -33,16 +35,17 @@ class LoadedModel:
 
 
 def load_model(info: EngineInfo, settings: Settings) -> LoadedModel:
-    """Read tokenizer and template from the model directory.
+    """Read tokenizer and templates from the model directory.
 
     Raises `OSError`, `ValueError` or `jinja2.TemplateSyntaxError` if a file is unusable.
     """
     path = Path(info.model_path)
     files = read_template_files(path, settings.tokenizer_config_path)
-    template = None
-    if files.template is not None:
-        template = ChatTemplate(files.template, files.bos_token, files.eos_token)
-    return LoadedModel(settings.model_id or path.name, info, Tokenizer(path), template)
+    name, tokenizer = settings.model_id or path.name, Tokenizer(path)
+    if not files.templates:
+        return LoadedModel(name, info, tokenizer, None)
+    template = ChatTemplate(files.templates, files.special_tokens)
+    return LoadedModel(name, info, tokenizer, template, dialect_of(template.source_for_tools))
 
 
 def reload_model(known: LoadedModel | None, info: EngineInfo, settings: Settings) -> LoadedModel:

@@ -83,18 +83,24 @@ def validate(
     choices: int | None = None,
     add_special_tokens: bool = True,
     grammar: Grammar | None = None,
+    token_ids: list[int] | None = None,
 ) -> ValidRequest:
     """A checked request. Raises `RequestError` VALIDATION, worded as TGI does.
 
     `logprobs`, `prompt_logprobs`: whether the response will show them. `choices`: sequences to
     generate, where the route has its own parameter for it; otherwise best_of decides. `grammar`:
-    where the route has its own form of it; otherwise the parameter decides.
+    where the route has its own form of it; otherwise the parameter decides. `token_ids`: the
+    prompt, where the client has encoded it.
     """
     _check_best_of(parameters, settings, stream)
     _check_parameters(parameters, settings)
-    if not prompt:
+    if token_ids is not None:
+        _check_ids(token_ids, model.info.vocab_size)
+    elif prompt:
+        token_ids = model.tokenizer.encode(prompt, add_special_tokens)
+    else:
         _refuse("`inputs` cannot be empty")
-    token_ids = _token_ids(prompt, parameters, model, add_special_tokens)
+    token_ids = _truncated(token_ids, parameters.truncate, model)
     max_new_tokens = _check_lengths(len(token_ids), parameters.max_new_tokens, model)
     _check_available(parameters)
     if grammar is None and parameters.grammar is not None:
@@ -189,14 +195,17 @@ def _no_probability(value: float | None) -> bool:
     return value is not None and not 0 < to_float32(value) <= 1
 
 
-def _token_ids(
-    prompt: str, parameters: GenerateParameters, model: LoadedModel, add_special_tokens: bool
-) -> list[int]:
+def _check_ids(token_ids: list[int], vocab_size: int) -> None:
+    largest = max(token_ids, default=0)
+    if largest >= vocab_size:
+        _refuse(f"`prompt` must hold token ids < {vocab_size}. Given: {largest}")
+
+
+def _truncated(token_ids: list[int], truncate: int | None, model: LoadedModel) -> list[int]:
     """Ids of the prompt; `truncate` keeps the last ones."""
-    limit, truncate = model.info.max_input_tokens, parameters.truncate
+    limit = model.info.max_input_tokens
     if truncate is not None and not 0 < truncate <= limit:
         _refuse(f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}")
-    token_ids = model.tokenizer.encode(prompt, add_special_tokens)
     if truncate is not None:
         token_ids = token_ids[-truncate:]
     if not token_ids:

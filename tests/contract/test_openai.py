@@ -7,12 +7,20 @@ from flask.testing import FlaskClient
 
 import serving
 from serving.errors import ErrorKind, RequestError
+from serving.front.engine_client import Availability
 from serving.front.text.tokenization import Tokenizer
 from tests.support.fake_engine import Script, ScriptedEngine
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 FINGERPRINT = f'"system_fingerprint":"{serving.__version__}-native"'.encode()
-ERROR = b'{"error":{"message":"Request failed during generation: boom","http_status_code":422}}'
+ERROR = (
+    b'{"error":{"message":"Request failed during generation: boom","http_status_code":422,'
+    b'"type":"server_error","code":"generation"}}'
+)
+OVERLOADED = (
+    b'{"error":{"message":"Model is overloaded","type":"rate_limit_error","param":null,'
+    b'"code":"overloaded"},"error_type":"overloaded"}'
+)
 
 
 def fixed(data: bytes, prefix: bytes) -> bytes:
@@ -143,19 +151,20 @@ class TestChat:
         response = client.post("/v1/chat/completions", json=body)
         assert response.status_code == 422
         assert response.data == (
-            b'{"error":"Template error: syntax error: unknown role wizard",'
+            b'{"error":{"message":"Template error: syntax error: unknown role wizard",'
+            b'"type":"invalid_request_error","param":null,"code":"template_error"},'
             b'"error_type":"template_error"}'
         )
 
     @pytest.mark.parametrize(
         "messages", [[{"role": "user"}], [{"content": "x"}], "hi", [{"role": "a", "content": 1}]]
     )
-    def test_wrong_messages_are_refused_in_plain_text(
-        self, client: FlaskClient, messages: object
-    ) -> None:
+    def test_wrong_messages_are_refused(self, client: FlaskClient, messages: object) -> None:
         response = client.post("/v1/chat/completions", json={"messages": messages})
         assert response.status_code == 422
-        assert response.content_type == "text/plain; charset=utf-8"
+        assert response.content_type == "application/json"
+        assert "messages" in response.json["error"]["message"]
+        assert response.json["error_type"] == "validation"
 
     @pytest.mark.parametrize("stream", [True, False])
     def test_failure_before_the_first_token_has_its_status(
@@ -167,7 +176,8 @@ class TestChat:
         body = {"messages": MESSAGES, "stream": stream}
         response = client.post("/v1/chat/completions", json=body)
         assert response.status_code == 429
-        assert response.data == b'{"error":"Model is overloaded","error_type":"overloaded"}'
+        assert response.data == OVERLOADED
+        assert response.headers["retry-after"] == "1"
 
     def test_failure_behind_it_is_an_event(
         self, client: FlaskClient, engine: ScriptedEngine
@@ -240,11 +250,107 @@ class TestCompletions:
         assert response.status_code == 422
         assert response.json["error_type"] == "batch size exceeded"
 
-    @pytest.mark.parametrize("prompt", [[], 5, [1, 2], None])
-    def test_prompts_are_text(self, client: FlaskClient, prompt: object) -> None:
+    @pytest.mark.parametrize("prompt", [[], 5, [1, "a"], [[1], "a"], [-1], None])
+    def test_prompts_are_texts_or_ids(self, client: FlaskClient, prompt: object) -> None:
         response = client.post("/v1/completions", json={"prompt": prompt})
         assert response.status_code == 422
-        assert response.content_type == "text/plain; charset=utf-8"
+        assert response.content_type == "application/json"
+
+    @pytest.mark.parametrize("prompt", [[0, 5], [[0, 5]]])
+    def test_prompts_of_ids(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer, prompt: object
+    ) -> None:
+        engine.answer(tokenizer, " sky")
+        (choice,) = client.post("/v1/completions", json={"prompt": prompt}).json["choices"]
+        assert choice["text"] == " sky"
+        assert engine.submitted[0].prompt_token_ids == [0, 5]
+
+
+class TestEcho:
+    def test_the_prompt_is_part_of_the_text(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " sky")
+        engine.answer(tokenizer, " sea")
+        body = {"prompt": ["the", "a"], "echo": True}
+        content = client.post("/v1/completions", json=body).json
+        assert [c["text"] for c in content["choices"]] == ["the sky", "a sea"]
+        assert content["choices"][0]["logprobs"] is None
+
+    def test_its_tokens_have_log_probabilities_but_the_first(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " blue")
+        body = {"prompt": "the sky", "echo": True, "logprobs": 1}
+        (choice,) = client.post("/v1/completions", json=body).json["choices"]
+        assert choice["logprobs"] == {
+            "tokens": ["<s>", "the", " sky", " blue"],
+            "token_logprobs": [None, -0.25, -0.5, -0.5],
+            "top_logprobs": [None, None, None, {" blue": -0.5}],
+            "text_offset": [0, 0, 3, 7],
+        }
+
+    def test_a_stream_begins_with_it(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        engine.answer(tokenizer, " blue sky")
+        body = {"prompt": "the", "echo": True, "stream": True, "logprobs": 0}
+        data = client.post("/v1/completions", json=body).data
+        assert re.findall(rb'"text":"([^"]*)"', data) == [b"the", b" blue", b" sky"]
+        assert re.findall(rb'"text_offset":(\[[^]]*\])', data) == [b"[0,0]", b"[3]", b"[8]"]
+
+
+class TestErrors:
+    """OpenAI's object and TGI's `error_type`, also where the body came by another route."""
+
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/invocations"])
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_a_refused_chat(self, client: FlaskClient, path: str, stream: bool) -> None:
+        body = {"messages": MESSAGES, "top_p": 2.0, "stream": stream}
+        response = client.post(path, json=body)
+        assert response.status_code == 422
+        assert response.data == (
+            b'{"error":{"message":"Input validation error: `top_p` must be > 0.0 and < 1.0",'
+            b'"type":"invalid_request_error","param":null,"code":"validation"},'
+            b'"error_type":"validation"}'
+        )
+
+    @pytest.mark.parametrize("path", ["/v1/completions", "/invocations"])
+    def test_a_server_that_cannot(
+        self, client: FlaskClient, engine: ScriptedEngine, path: str
+    ) -> None:
+        engine.availability = Availability("failed", healthy=False, message="why")
+        response = client.post(path, json={"prompt": "a"})
+        assert response.status_code == 424
+        assert response.json["error"]["type"] == "server_error"
+        assert response.json["error_type"] == "generation"
+
+    @pytest.mark.parametrize(
+        ("data", "status"), [(b"{", 400), (b'{"prompt":"' + b"a" * 2_000_000 + b'"}', 413)]
+    )
+    def test_a_body_that_cannot_be_read(
+        self, client: FlaskClient, data: bytes, status: int
+    ) -> None:
+        response = client.post("/v1/completions", data=data, content_type="application/json")
+        assert response.status_code == status
+        assert response.json["error"]["message"].startswith("Failed to ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "me", "store": True, "metadata": {}, "service_tier": "auto"},
+        {"reasoning_effort": "low", "parallel_tool_calls": True, "guideline": "x"},
+        {"tools": [], "response_format": {"type": "json_object"}},
+        {"tools": [], "tool_choice": "auto", "stream_options": None, "logit_bias": [1]},
+    ],
+)
+def test_what_says_nothing_about_the_answer_is_accepted(
+    client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer, fields: dict[str, object]
+) -> None:
+    engine.answer(tokenizer, " sky", "eos_token")
+    body = {"messages": MESSAGES, **fields}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
 
 
 def test_models(client: FlaskClient) -> None:

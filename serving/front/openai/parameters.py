@@ -1,15 +1,17 @@
-"""OpenAI bodies in terms of TGI's parameters, as TGI itself treats them.
+"""OpenAI bodies in terms of TGI's parameters, with OpenAI's meaning.
 
 Runs in the front. Comes in: `ChatRequest` or `CompletionRequest`. Goes out: `ValidRequest`s, one
-per prompt. A field that OpenAI documents and this server lacks is refused by name, never ignored.
-Next: `generation.py`.
+per prompt. A field that OpenAI documents and this server lacks is refused by name, unless it says
+nothing about the answer. Next: `generation.py`.
 """
 
 from collections.abc import Iterator
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
+from serving.front.openai.response_format import output_grammar
 from serving.front.openai.schema import ChatRequest, CompletionRequest, OpenAIRequest
+from serving.front.openai.tools import FORMAT_AND_TOOLS, ToolUse
 from serving.front.tgi.schema import GenerateParameters
 from serving.front.validation import ValidRequest, validate
 from serving.settings import Settings
@@ -17,12 +19,21 @@ from serving.settings import Settings
 MOST_CHOICES = 128  # OpenAI's own limit of `n`
 
 
-def chat_request(body: ChatRequest, model: LoadedModel, settings: Settings) -> ValidRequest:
-    """The one prompt of a chat. Raises `RequestError` VALIDATION or TEMPLATE."""
+def chat_request(
+    body: ChatRequest, model: LoadedModel, settings: Settings, use: ToolUse | None = None
+) -> ValidRequest:
+    """The one prompt of a chat, in which tools as in `use` can be called.
+
+    Raises `RequestError` VALIDATION, TEMPLATE or TOOL.
+    """
     _refuse_any(_common_gaps(body))
-    _refuse_any(_chat_gaps(body))
+    grammar = output_grammar(body)
+    if use is not None:
+        if grammar is not None:
+            raise RequestError(ErrorKind.TOOL, FORMAT_AND_TOOLS)
+        grammar = use.grammar(model.tokenizer.added_tokens)
     return validate(
-        model.chat_template.render(body.messages),
+        chat_prompt(body, model, use),
         _parameters(body, body.top_logprobs if body.logprobs else None),
         model,
         settings,
@@ -30,6 +41,23 @@ def chat_request(body: ChatRequest, model: LoadedModel, settings: Settings) -> V
         logprobs=bool(body.logprobs),
         choices=body.n or 1,
         add_special_tokens=False,  # the template writes them
+        grammar=grammar,
+    )
+
+
+def chat_prompt(body: ChatRequest, model: LoadedModel, use: ToolUse | None = None) -> str:
+    """The text that the model continues. Raises `RequestError` TEMPLATE or VALIDATION."""
+    if body.chat_template is not None:
+        raise RequestError(
+            ErrorKind.VALIDATION, "`chat_template` is not supported: the model's own is used"
+        )
+    return model.chat_template.render(
+        body.messages if use is None else use.messages(body.messages, model.chat_template),
+        tools=None if use is None else use.shown,
+        documents=body.documents,
+        variables=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
     )
 
 
@@ -50,16 +78,19 @@ def completion_requests(
         )
     _refuse_any(_common_gaps(body))
     _refuse_any(_completion_gaps(body))
-    parameters = _parameters(body, body.logprobs)
+    parameters, grammar = _parameters(body, body.logprobs), output_grammar(body)
     return [
         validate(
-            prompt,
+            prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt),
             parameters,
             model,
             settings,
             stream=bool(body.stream),
             logprobs=body.logprobs is not None,
+            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
             choices=body.n or 1,
+            grammar=grammar,
+            token_ids=None if isinstance(prompt, str) else prompt,
         )
         for prompt in prompts
     ]
@@ -75,8 +106,12 @@ def _parameters(body: OpenAIRequest, top_n_tokens: int | None) -> GenerateParame
         top_p=None if greedy else body.top_p,
         top_k=None if greedy or body.top_k in (0, -1) else body.top_k,  # both mean "off"
         repetition_penalty=body.repetition_penalty,
-        frequency_penalty=body.frequency_penalty,
+        output_frequency_penalty=body.frequency_penalty,
+        output_presence_penalty=body.presence_penalty,
+        # TGI takes a list and ignores it; OpenAI's form is a map.
+        logit_bias=body.logit_bias if isinstance(body.logit_bias, dict) else None,
         max_new_tokens=body.max_tokens if max_tokens is None else max_tokens,
+        min_new_tokens=body.min_tokens,
         stop=[body.stop] if isinstance(body.stop, str) else body.stop or [],
         seed=body.seed,
         top_n_tokens=top_n_tokens,
@@ -91,30 +126,15 @@ def _refuse_any(gaps: Iterator[tuple[bool, str]]) -> None:
 
 
 def _common_gaps(body: OpenAIRequest) -> Iterator[tuple[bool, str]]:
-    """What both routes lack, as (is it asked for, message)."""
+    """What neither route takes, as (is it asked for, message)."""
     yield (
         body.n is not None and not 1 <= body.n <= MOST_CHOICES,
         f"`n` must be >= 1 and <= {MOST_CHOICES}. Given: {body.n}",
     )
-    yield (
-        bool(body.presence_penalty),
-        f"`presence_penalty` is not supported. Given: {body.presence_penalty}",
-    )
-    yield bool(body.logit_bias), "`logit_bias` is not supported"
-
-
-def _chat_gaps(body: ChatRequest) -> Iterator[tuple[bool, str]]:
-    yield bool(body.tools) and body.tool_choice != "none", "`tools` is not supported"
-    format = body.response_format
-    yield (
-        format is not None and format.get("type") != "text",
-        "`response_format` is not supported, but for type `text`",
-    )
 
 
 def _completion_gaps(body: CompletionRequest) -> Iterator[tuple[bool, str]]:
-    yield bool(body.echo), "`echo` is not supported"
     yield (
         (body.best_of or 1) > (body.n or 1),
-        f"`best_of` must not exceed `n`. Given: {body.best_of}",
+        f"`best_of` must not exceed `n`: all choices are returned. Given: {body.best_of}",
     )

@@ -1,21 +1,17 @@
-"""Bodies of the OpenAI routes: OpenAI's fields, and TGI's extra ones.
+"""Bodies that the OpenAI routes take: OpenAI's fields, TGI's extra ones, and vLLM's names.
 
 Runs in the front. Comes in: JSON, parsed by `bodies.py`; an optional field may be null, an
 unknown one is ignored. Goes out: structs for `chat_template.py`, `openai/parameters.py` and
-`openai/routes.py`. Next: `openai/parameters.py`.
+`openai/tools.py`. Next: `openai/parameters.py`.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from serving.front.tgi.schema import LARGEST_SEED, Signed32, Unsigned, Unsigned32
 
-FinishReason = Literal["stop", "length"]
-
-
-# --- requests ------------------------------------------------------------------------------------
+Prompt = str | list[int]  # text, or token ids
 
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
@@ -37,17 +33,55 @@ class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat message: content, or the tool calls of an earlier answer."""
+    """A chat message: content, the tool calls of an earlier answer, or both."""
 
     role: str
     content: str | list[TextPart | ImagePart] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     def __post_init__(self) -> None:
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs `content` or `tool_calls`")
+
+
+class Function(msgspec.Struct, frozen=True):
+    """A function that the model may call; TGI also names its schema `arguments`."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # JSON schema of an object
+    arguments: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("`function.name` must not be empty")
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool; there are functions only."""
+
+    function: Function
+    type: str = "function"
+
+    def __post_init__(self) -> None:
+        if self.type != "function":
+            raise ValueError(f"`type` of a tool must be `function`. Given: {self.type}")
+
+
+class FunctionName(msgspec.Struct, frozen=True):
+    """The function of a named choice."""
+
+    name: str
+
+
+class NamedChoice(msgspec.Struct, frozen=True):
+    """A `tool_choice` that names a function."""
+
+    function: FunctionName
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -56,12 +90,24 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True):
+    """vLLM's form of guided output; at most one of them."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # Lark
+    json_object: bool | None = None
+    structural_tag: Any = None
+
+
 class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What /v1/chat/completions and /v1/completions have in common."""
 
     model: str | None = None
     max_tokens: Unsigned32 | None = None
     max_completion_tokens: Unsigned32 | None = None
+    min_tokens: Unsigned32 | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Signed32 | None = None
@@ -75,6 +121,12 @@ class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | list[float] | None = None
     ignore_eos: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None  # Lark
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed > LARGEST_SEED:
@@ -92,15 +144,23 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     messages: list[Message]
     logprobs: bool | None = None
     top_logprobs: Unsigned32 | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedChoice | None = None
+    tool_prompt: str | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     """Body of /v1/completions."""
 
-    prompt: str | list[str]
+    prompt: str | list[str | Unsigned32 | list[Unsigned32]]
     logprobs: Unsigned32 | None = None
     suffix: str | None = None
     echo: bool | None = None
@@ -108,135 +168,16 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.prompt, list) and not self.prompt:
-            raise ValueError("`prompt` must not be an empty list")
+        if isinstance(self.prompt, list):
+            if not self.prompt:
+                raise ValueError("`prompt` must not be an empty list")
+            if len({type(item) for item in self.prompt}) > 1:
+                raise ValueError("`prompt` must not mix texts, token ids and lists of token ids")
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[Prompt]:
         """The prompts as a list, also where the body held a single one."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-
-# --- responses -----------------------------------------------------------------------------------
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts of a request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class TopLogprob(msgspec.Struct, frozen=True):
-    """A candidate for a position."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(msgspec.Struct, frozen=True):
-    """The chosen token of a position and the best candidates."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Log-probabilities of a chat choice."""
-
-    content: list[TokenLogprob]
-
-
-class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Log-probabilities of a completion choice; parallel lists, offsets in characters."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class AssistantMessage(msgspec.Struct, frozen=True):
-    """The answer of a chat choice."""
-
-    role: str
-    content: str
-
-
-class ChatChoice(msgspec.Struct, frozen=True):
-    """One answer."""
-
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-class Delta(msgspec.Struct, frozen=True):
-    """What a chunk adds to the message."""
-
-    role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
-
-
-class ChatChunkChoice(msgspec.Struct, frozen=True):
-    """One answer's part of a chunk."""
-
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class CompletionChoice(msgspec.Struct, frozen=True):
-    """One completion, whole or in part."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class Envelope(msgspec.Struct, frozen=True):
-    """The outside of every OpenAI response and chunk."""
-
-    object: str
-    id: str
-    created: int  # seconds since 1970
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChoice] | list[ChatChunkChoice] | list[CompletionChoice]
-    usage: Usage | None
-
-
-class StreamErrorDetail(msgspec.Struct, frozen=True):
-    """Text and status of a failure inside a stream."""
-
-    message: str
-    http_status_code: int
-
-
-class StreamError(msgspec.Struct, frozen=True):
-    """An error event of a stream."""
-
-    error: StreamErrorDetail
-
-
-class ModelCard(msgspec.Struct, frozen=True):
-    """One entry of the model list."""
-
-    id: str
-    object: str
-    created: int
-    owned_by: str
-
-
-class ModelList(msgspec.Struct, frozen=True):
-    """Body of /v1/models."""
-
-    object: str
-    data: list[ModelCard]
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [item for item in self.prompt if isinstance(item, int)]
+        return [ids] if ids else [item for item in self.prompt if not isinstance(item, int)]

@@ -1,77 +1,130 @@
-"""Chat messages to one prompt text, with the model's own template in a sandbox.
+"""Chat messages to one prompt text, with the model's own templates.
 
-Runs in the front, loaded once per worker. Comes in: the template found by `template_files.py` and
-the messages of a request. Goes out: the prompt text, which `openai/parameters.py` tokenizes
-without adding special tokens. Next: `openai/parameters.py`.
+Runs in the front, loaded once per worker. Comes in: the templates found by `template_files.py`
+and a conversation. Goes out: the prompt text, which `openai/parameters.py` tokenizes without
+adding special tokens. Next: `openai/parameters.py`.
 """
 
-import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import meta, nodes
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.openai.schema import Message, TextPart
+from serving.front.text.template_files import DEFAULT
+from serving.front.text.template_sandbox import SandboxedTemplate, TemplateRaised
 
-
-class TemplateRaised(jinja2.TemplateError):
-    """The template itself refused the messages."""
-
-
-class GenerationBlock(Extension):
-    """`{% generation %}` marks training targets; for serving its body is all there is."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance attribute
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The nodes between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+TOOL_USE = "tool_use"  # the name of a template for chats with tools
+ASSISTANT = "assistant"
+OPEN_END = "OPEN-END-OF-THE-LAST-MESSAGE "  # its blank tells whether a template trims messages
 
 
 class ChatTemplate:
-    """A compiled template. Raises `jinja2.TemplateSyntaxError` if it cannot be compiled."""
+    """The templates of a model by name, and the special tokens that they may write.
 
-    def __init__(self, source: str, bos_token: str | None, eos_token: str | None) -> None:
-        self._template = _environment().from_string(source)
-        self._takes_tool_calls = "tool_calls" in source
-        tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        # An absent token must be undefined, which prints as nothing; None prints as "None".
-        self._tokens = {name: token for name, token in tokens.items() if token is not None}
+    Raises `jinja2.TemplateSyntaxError` if one cannot be compiled.
+    """
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        self._named = {name: _Template(source) for name, source in sources.items()}
+        self._tokens = special_tokens
+
+    @property
+    def source_for_tools(self) -> str:
+        """The text of the template of a chat with tools."""
+        return self._choose(with_tools=True).source
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether that template writes the tools into the prompt."""
+        return self._choose(with_tools=True).shows_tools
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        documents: Sequence[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+    ) -> str:
         """The prompt of the messages; a last message of the assistant is to be continued.
 
-        Raises `RequestError` TEMPLATE if the template refuses the messages or fails on them.
+        The last two say otherwise, where they are given. Raises `RequestError` TEMPLATE if there
+        is no template, or if it refuses the messages or fails on them.
         """
-        continued = bool(messages) and messages[-1].role == "assistant"
-        views = [self._view(message) for message in messages]
+        continued = _is_continued(messages, add_generation_prompt, continue_final_message)
+        template = self._choose(bool(tools))
+        names = _names_of_calls(messages)
+        views = [template.view(message, names) for message in messages]
+        if continued:
+            views[-1]["content"] = _with_open_end(views[-1]["content"])
+        if add_generation_prompt is None:
+            add_generation_prompt = not continued
+        text = template.render(
+            {
+                **self._tokens,
+                **(variables or {}),
+                "messages": views,
+                "tools": tools,
+                "documents": documents,
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+        if not continued:
+            return text
+        # TGI trims what is to be continued; who asks for it in so many words gets it exactly.
+        return _cut(text, trim=not continue_final_message)
+
+    def _choose(self, with_tools: bool) -> "_Template":
+        for name in (TOOL_USE, DEFAULT) if with_tools else (DEFAULT,):
+            if name in self._named:
+                return self._named[name]
+        known = ", ".join(self._named)
+        raise RequestError(
+            ErrorKind.TEMPLATE, f"the model has no template named `{DEFAULT}`, only: {known}"
+        )
+
+
+class _Template:
+    """One template, and what can be seen from its text."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._template = SandboxedTemplate(source)
+        tree = self._template.tree
+        self.shows_tools = "tools" in meta.find_undeclared_variables(tree)
+        self._takes_tool_calls = "tool_calls" in source
+        self._takes_parts = _takes_parts(tree)
+
+    def render(self, variables: dict[str, Any]) -> str:
+        """The text. Raises `RequestError` TEMPLATE."""
         try:
-            text = self._template.render(
-                messages=views, tools=None, add_generation_prompt=not continued, **self._tokens
-            )
+            return self._template.render(variables)
         except TemplateRaised as error:
             raise RequestError(ErrorKind.TEMPLATE, f"syntax error: {error.message}") from error
         except Exception as error:  # a template may fail in any way that Python code can
             raise RequestError(ErrorKind.TEMPLATE, str(error)) from error
-        return _cut_after(text, views[-1]["content"]) if continued else text
 
-    def _view(self, message: Message) -> dict[str, Any]:
-        """The message as templates know it; content is always one string."""
+    def view(self, message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+        """The message as this template knows it; `names`: of functions, by id of the call."""
+        fields = {
+            "name": message.name or names.get(message.tool_call_id or ""),
+            "tool_call_id": message.tool_call_id,
+            "reasoning_content": message.reasoning_content,
+        }
         view: dict[str, Any] = {"role": message.role, "content": flat_content(message)}
-        if message.tool_call_id is not None:
-            view["tool_call_id"] = message.tool_call_id
-        if message.tool_calls and not message.content:
+        view |= {name: value for name, value in fields.items() if value is not None}
+        if message.tool_calls:
             if self._takes_tool_calls:
                 view["tool_calls"] = [_with_parsed_arguments(call) for call in message.tool_calls]
             else:
-                view["content"] = json.dumps(message.tool_calls, ensure_ascii=False)
+                calls = json.dumps(message.tool_calls, ensure_ascii=False)
+                view["content"] = "\n".join(filter(None, [view["content"], calls]))
+        if self._takes_parts:
+            view["content"] = [{"type": "text", "text": view["content"]}]
         return view
 
 
@@ -85,15 +138,71 @@ def flat_content(message: Message) -> str:
     )
 
 
-def _cut_after(text: str, content: str) -> str:
-    """Leave the last message open: drop what the template puts behind its content."""
-    wanted = content.strip()
-    start = text.rfind(wanted)
-    if start < 0:
+def _names_of_calls(messages: Sequence[Message]) -> dict[str, str]:
+    """Id to name: some templates want the name with a result, where OpenAI sends the id only."""
+    names = {}
+    for message in messages:
+        for call in message.tool_calls or []:
+            function = call.get("function")
+            if isinstance(function, dict):
+                names[str(call.get("id"))] = str(function.get("name"))
+    return names
+
+
+def _takes_parts(tree: nodes.Template) -> bool:
+    """Whether the template reads parts of a content without asking if it is a string."""
+
+    def is_content(node: nodes.Node) -> bool:
+        match node:
+            case nodes.Getattr(attr="content") | nodes.Name(name="content"):
+                return True
+            case nodes.Getitem(arg=nodes.Const(value="content")):
+                return True
+        return False
+
+    tests = (test for test in tree.find_all(nodes.Test) if test.name in ("string", "iterable"))
+    if any(is_content(test.node) for test in tests):
+        return False
+    loops = any(is_content(loop.iter) for loop in tree.find_all(nodes.For))
+    return loops or any(
+        is_content(item.node) and isinstance(item.arg, nodes.Const) and item.arg.value == 0
+        for item in tree.find_all(nodes.Getitem)
+    )
+
+
+def _is_continued(
+    messages: Sequence[Message], add_generation_prompt: bool | None, wanted: bool | None
+) -> bool:
+    """Whether the last message stays open. Raises `RequestError` TEMPLATE on a contradiction."""
+    if wanted and add_generation_prompt:
+        raise RequestError(
+            ErrorKind.TEMPLATE,
+            "`continue_final_message` and `add_generation_prompt` cannot both be true",
+        )
+    if wanted and (not messages or messages[-1].content is None):
+        raise RequestError(
+            ErrorKind.TEMPLATE, "`continue_final_message` needs a last message with `content`"
+        )
+    if wanted is not None or add_generation_prompt:
+        return bool(wanted)
+    return bool(messages) and messages[-1].role == ASSISTANT and not messages[-1].tool_calls
+
+
+def _with_open_end(content: Any) -> Any:
+    if isinstance(content, str):
+        return content + OPEN_END
+    return [*content[:-1], {**content[-1], "text": content[-1]["text"] + OPEN_END}]
+
+
+def _cut(text: str, trim: bool) -> str:
+    """Leave the last message open: drop its mark and what the template puts behind it."""
+    end = text.rfind(OPEN_END.strip())
+    if end < 0:
         raise RequestError(
             ErrorKind.TEMPLATE, "the template changes the last message, so it cannot be continued"
         )
-    return text[: start + len(wanted)].rstrip() if wanted else text
+    trimmed = not text.startswith(OPEN_END, end)
+    return text[:end].rstrip() if trim or trimmed else text[:end]
 
 
 def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
@@ -106,36 +215,3 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         return call
     return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", GenerationBlock],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: jinja2's own filter escapes for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateRaised(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)

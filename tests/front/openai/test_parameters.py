@@ -7,6 +7,7 @@ from serving.front.model import LoadedModel
 from serving.front.openai.parameters import chat_request, completion_requests
 from serving.front.openai.schema import ChatRequest, CompletionRequest, Message
 from serving.front.validation import ValidRequest
+from serving.protocol.params import Grammar
 from serving.settings import Settings
 
 HI = [Message(role="user", content="hi")]
@@ -50,10 +51,50 @@ def test_the_newer_name_of_max_tokens_wins(model: LoadedModel) -> None:
 
 
 def test_extras_are_honoured(model: LoadedModel) -> None:
-    sampling = chat(model, top_k=3, repetition_penalty=1.5, frequency_penalty=1.0).sampling
-    assert (sampling.top_k, sampling.repetition_penalty, sampling.frequency_penalty) == (3, 1.5, 1)
+    sampling = chat(model, top_k=3, repetition_penalty=1.5).sampling
+    assert (sampling.top_k, sampling.repetition_penalty) == (3, 1.5)
     assert chat(model, top_k=-1).sampling.top_k == 0
-    assert chat(model, ignore_eos=True).stop_token_ids == []
+    request = chat(model, ignore_eos=True, min_tokens=2).generate(0)
+    assert (request.stop.stop_token_ids, request.stop.min_new_tokens) == ([], 2)
+
+
+def test_penalties_have_the_meaning_of_openai(model: LoadedModel) -> None:
+    sampling = chat(model, frequency_penalty=1.0, presence_penalty=-0.5).sampling
+    assert (sampling.output_frequency_penalty, sampling.output_presence_penalty) == (1.0, -0.5)
+    assert (sampling.frequency_penalty, sampling.repetition_penalty) == (0.0, 1.0)
+
+
+def test_a_map_of_biases_is_applied_and_a_list_ignored(model: LoadedModel) -> None:
+    assert chat(model, logit_bias={"5": -100.0}).sampling.logit_bias == [(5, -100.0)]
+    assert chat(model, logit_bias=[1.0]).sampling.logit_bias == []
+
+
+def test_prompts_may_be_token_ids(model: LoadedModel) -> None:
+    (request,) = completions(model, prompt=[0, 5, 6])
+    assert request.token_ids == [0, 5, 6]
+    assert request.prompt == model.tokenizer.decode([0, 5, 6])
+    found = completions(model, prompt=[[5], [6, 7]])
+    assert [request.token_ids for request in found] == [[5], [6, 7]]
+
+
+def test_the_prompt_is_scored_only_if_it_is_echoed_with_logprobs(model: LoadedModel) -> None:
+    for echo, logprobs in ((True, None), (False, 1), (None, 0)):
+        (request,) = completions(model, prompt="a", echo=echo, logprobs=logprobs)
+        assert not request.prompt_logprobs
+    assert completions(model, prompt="a", echo=True, logprobs=0)[0].prompt_logprobs
+
+
+def test_the_form_of_the_output_becomes_a_grammar(model: LoadedModel) -> None:
+    request = chat(model, response_format={"type": "json_object"})
+    assert request.generate(0).grammar == Grammar("json_schema", '{"type":"object"}')
+    (request,) = completions(model, prompt="a", guided_regex="[0-9]")
+    assert request.generate(0).grammar == Grammar("regex", "[0-9]")
+
+
+def test_the_template_gets_its_fields(model: LoadedModel) -> None:
+    assert chat(model, add_generation_prompt=False).prompt == "<s><|user|>hi</s>"
+    assert chat(model, continue_final_message=True).prompt == "<s><|user|>hi"
+    assert chat(model, chat_template_kwargs={"bos_token": "!"}).prompt.startswith("!<|user|>")
 
 
 def test_n_is_the_number_of_choices(model: LoadedModel) -> None:
@@ -70,10 +111,11 @@ def test_logprobs_are_asked_of_the_engine_only_when_shown(model: LoadedModel) ->
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"tools": [{"type": "function"}]}, "`tools`"),
-        ({"response_format": {"type": "json_object"}}, "`response_format`"),
-        ({"logit_bias": {"5": 1.0}}, "`logit_bias`"),
-        ({"presence_penalty": 0.5}, "`presence_penalty`"),
+        ({"chat_template": "x"}, "`chat_template`"),
+        ({"response_format": {"type": "xml"}}, "`response_format.type`"),
+        ({"logit_bias": {"x": 1.0}}, "`logit_bias`"),
+        ({"presence_penalty": 2.5}, "`presence_penalty`"),
+        ({"frequency_penalty": -2.5}, "`frequency_penalty`"),
         ({"n": 0}, "`n`"),
         ({"n": 129}, "`n`"),
         ({"top_p": 2.0}, "`top_p`"),
@@ -92,7 +134,6 @@ def test_what_a_chat_lacks_is_refused_by_name(
     "fields",
     [
         {"tools": []},
-        {"tools": [{"type": "function"}], "tool_choice": "none"},
         {"response_format": {"type": "text"}},
         {"logit_bias": {}},
         {"presence_penalty": 0.0},
@@ -108,7 +149,8 @@ def test_what_asks_for_nothing_is_accepted(model: LoadedModel, fields: dict[str,
     [
         ({"suffix": "x"}, ErrorKind.SUFFIX, "Suffix is not supported"),
         ({"prompt": list("abcde")}, ErrorKind.BATCH_SIZE, "maximum allowed batch size of 4"),
-        ({"echo": True}, ErrorKind.VALIDATION, "`echo`"),
+        ({"prompt": [5, 9999]}, ErrorKind.VALIDATION, "token ids < 320. Given: 9999"),
+        ({"prompt": [[]]}, ErrorKind.VALIDATION, "at least 1 token"),
         ({"best_of": 2}, ErrorKind.VALIDATION, "`best_of`"),
     ],
 )

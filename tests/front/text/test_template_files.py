@@ -30,36 +30,43 @@ def write(directory: Path, name: str, template: object) -> None:
 def test_each_source_outranks_the_one_before(tmp_path: Path) -> None:
     for name in SOURCES:
         write(tmp_path, name, f"from {name}")
-        assert read_template_files(tmp_path, None).template == f"from {name}"
+        assert read_template_files(tmp_path, None).templates == {"default": f"from {name}"}
 
 
 def test_the_named_file_outranks_all(tmp_path: Path) -> None:
     write(tmp_path, "chat_template.jinja", "from the model")
     write(tmp_path, "mine.json", "from me")
     named = str(tmp_path / "mine.json")
-    assert read_template_files(tmp_path, named).template == "from me"
+    assert read_template_files(tmp_path, named).templates == {"default": "from me"}
 
 
-def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
+def test_templates_may_have_names(tmp_path: Path) -> None:
     named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
     write(tmp_path, "tokenizer_config.json", named)
-    assert read_template_files(tmp_path, None).template == "d"
+    assert read_template_files(tmp_path, None).templates == {"rag": "r", "default": "d"}
+
+
+def test_named_templates_may_be_files(tmp_path: Path) -> None:
+    write(tmp_path, "chat_template.jinja", "d")
+    (tmp_path / "additional_chat_templates").mkdir()
+    write(tmp_path / "additional_chat_templates", "tool_use.jinja", "t")
+    assert read_template_files(tmp_path, None).templates == {"default": "d", "tool_use": "t"}
 
 
 def test_special_tokens_are_strings_or_objects(tmp_path: Path) -> None:
     config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    files = read_template_files(tmp_path, None)
-    assert (files.bos_token, files.eos_token) == ("<s>", "</s>")
+    tokens = read_template_files(tmp_path, None).special_tokens
+    assert tokens == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def test_special_tokens_may_stand_in_their_own_file(tmp_path: Path) -> None:
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
-    assert read_template_files(tmp_path, None).eos_token == "</s>"
+    assert read_template_files(tmp_path, None).special_tokens == {"eos_token": "</s>"}
 
 
 def test_nothing_found_is_no_template(tmp_path: Path) -> None:
-    assert read_template_files(tmp_path, None).template is None
+    assert read_template_files(tmp_path, None).templates == {}
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
