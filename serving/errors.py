@@ -20,6 +20,7 @@ class ErrorKind(Enum):
     TOOL = (422, "tool_error", "validation")
     SUFFIX = (422, "suffix not supported", "validation")
     BATCH_SIZE = (422, "batch size exceeded", "validation")
+    NO_INSTANCES = (422, "Input validation error", "validation")
     UNHEALTHY = (503, "healthcheck", "generation")
 
     def __init__(self, status: int, error_type: str, metric_label: str) -> None:

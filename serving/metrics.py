@@ -7,10 +7,10 @@ produce. Next: `front/observation.py`, `engine/loop.py`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
@@ -33,6 +33,7 @@ BARE_COUNTERS = frozenset(
         "tgi_batch_inference_count",
         "tgi_batch_inference_success",
         "tgi_batch_inference_failure",
+        "tgi_batch_concat",
     }
 )
 # The same series under the spelling that dashboards in the wild expect.
@@ -96,11 +97,14 @@ class FrontMetrics:
         """Count one failed request under its cause (`ErrorKind.metric_label` or "dropped")."""
         self._failures.labels(err=err).inc()
 
-    def lengths(self, input_length: int, generated_tokens: int, max_new_tokens: int) -> None:
-        """Observe the sizes of one finished sequence; needs `set_limits` before."""
+    def accepted(self, input_length: int, max_new_tokens: int) -> None:
+        """Observe the sizes of one valid sequence, in tokens; needs `set_limits` before."""
         self._lengths["tgi_request_input_length"].observe(input_length)
-        self._lengths["tgi_request_generated_tokens"].observe(generated_tokens)
         self._lengths["tgi_request_max_new_tokens"].observe(max_new_tokens)
+
+    def generated(self, tokens: int) -> None:
+        """Observe the length of one finished sequence; needs `set_limits` before."""
+        self._lengths["tgi_request_generated_tokens"].observe(tokens)
 
 
 class EngineMetrics:
@@ -125,6 +129,23 @@ class EngineMetrics:
         self._failure = self._counters("tgi_batch_inference_failure", "Steps failed")
         self._duration = self._histograms("tgi_batch_inference_duration", "Whole step")
         self._forward = self._histograms("tgi_batch_forward_duration", "Forward pass and sampling")
+        self._decode = self._histograms(
+            "tgi_batch_decode_duration", "Choosing ends, making deltas, after the forward pass"
+        )
+        self._filter = self._histograms(
+            "tgi_batch_filter_duration", "Sending results and removing what has ended"
+        )
+        self._concat = Counter(
+            "tgi_batch_concat", "Sequences joined a running batch", ["reason"], registry=registry
+        ).labels(reason="chunking")
+        self._concat_duration = self._histograms(
+            "tgi_batch_concat_duration", "Joining a running batch", ("decode",)
+        )
+        self._skipped = Summary(
+            "tgi_request_skipped_tokens",
+            "Accepted speculative tokens of a sequence in a step",
+            registry=registry,
+        )
         self._prefix_hits = Counter(
             "tgi_prefix_cache_hit_tokens", "Prompt tokens found in the cache", registry=registry
         )
@@ -154,6 +175,20 @@ class EngineMetrics:
         self._duration[method].observe(duration)
         self._forward[method].observe(forward)
 
+    def step_phases(self, method: Method, decode: float, filter: float) -> None:
+        """Observe the host's part of a finished step: seconds before and of sending its results."""
+        self._decode[method].observe(decode)
+        self._filter[method].observe(filter)
+
+    def concatenated(self, duration: float) -> None:
+        """Count a step at which sequences joined others that were running; seconds it took."""
+        self._concat.inc()
+        self._concat_duration["decode"].observe(duration)
+
+    def skipped(self, tokens: int) -> None:
+        """Observe the speculative tokens that one sequence accepted in one step."""
+        self._skipped.observe(tokens)
+
     def step_failed(self, method: Method) -> None:
         """Count a step that raised."""
         self._failure[method].inc()
@@ -169,9 +204,11 @@ class EngineMetrics:
         family = Counter(name, text, ["method"], registry=self._registry)
         return {method: family.labels(method=method) for method in METHODS}
 
-    def _histograms(self, name: str, text: str) -> dict[Method, Histogram]:
+    def _histograms(
+        self, name: str, text: str, methods: Sequence[Method] = METHODS
+    ) -> dict[Method, Histogram]:
         family = Histogram(name, text, ["method"], buckets=DURATIONS, registry=self._registry)
-        return {method: family.labels(method=method) for method in METHODS}
+        return {method: family.labels(method=method) for method in methods}
 
 
 def merged_registry(directory: str) -> CollectorRegistry:

@@ -141,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine_checks: Annotated[
         bool, Flag("end the engine when an invariant is broken (for tests)", cli=False)
     ] = False
+    log_prompts: Annotated[bool, Flag("log prompt and generated text (for debugging)")] = False
     log_level: Annotated[str, Flag("trace, debug, info, warn or error", cli=False)] = "info"
     env: Annotated[bool, Flag("log the runtime environment at start", env="-", short="-e")] = False
     otlp_endpoint: Annotated[str | None, Flag("OTLP traces", refused=NOT_YET)] = None

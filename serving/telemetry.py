@@ -29,7 +29,7 @@ def configure_logging(process: str, level: str, json_output: bool) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO engine-0 message key=value`."""
+    """`2026-01-31T12:00:00.000Z INFO engine-0 message key=value key="two words"`."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; the traceback of an exception follows on its own lines."""
-        fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
+        fields = "".join(f" {key}={_text(value)}" for key, value in _fields(record).items())
         line = (
             f"{_timestamp(record)} {record.levelname} {self._process} {record.getMessage()}{fields}"
         )
@@ -63,6 +63,15 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return json.dumps(event, default=str)
+
+
+def _text(value: object) -> str:
+    """A value that cannot be mistaken for the next key, and never breaks the line."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=str)
+    text = str(value)
+    plain = text.isprintable() and not set(' "=') & set(text)
+    return text if plain and text else json.dumps(text)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -16,18 +16,20 @@ PREFLIGHT = {
     "access-control-allow-methods": "GET,POST",
     "access-control-allow-headers": "content-type",
 }
-# The routes that need the key; everything else is open, /chat_tokenize too, as in TGI.
-PROTECTED = frozenset(
+# The routes that take part in generating: they are observed and logged, and need the key.
+GENERATING = frozenset(
     {
         "tgi.compat_generate",
         "tgi.generate",
         "tgi.generate_stream",
-        "tgi.tokenize",
         "openai.chat",
         "openai.completions",
         "sagemaker.invocations",
+        "vertex.predict",
     }
 )
+# Everything else is open, /chat_tokenize too, as in TGI.
+PROTECTED = GENERATING | {"tgi.tokenize"}
 
 
 def answer_preflight() -> flask.Response | None:

@@ -16,6 +16,7 @@ from serving.errors import BodyError
 T = TypeVar("T")
 
 JSON_TYPE = re.compile(r"application/([^;]+\+)?json\s*(;.*)?", re.IGNORECASE)
+TRAILING = re.compile(r"trailing characters \(byte (\d+)\)$")
 NOT_JSON = "Failed to parse the request body as JSON"
 WRONG_SHAPE = "Failed to deserialize the JSON body into the target type"
 
@@ -39,12 +40,17 @@ def read_json_bytes() -> bytes:
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """JSON `data` as `kind`. Raises `BodyError` 400 (syntax) or 422 (types)."""
+    """JSON `data` as `kind`; what stands behind the first value is not looked at, as in TGI.
+
+    Raises `BodyError` 400 (syntax) or 422 (types).
+    """
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise BodyError(422, f"{WRONG_SHAPE}: {_path_first(str(error))}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if trailing := TRAILING.search(str(error)):
+            return decode(data[: int(trailing[1]) - 1], kind)
         raise BodyError(400, f"{NOT_JSON}: {error}") from error
 
 

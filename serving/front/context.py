@@ -26,6 +26,7 @@ class Front:
 
     def loaded_model(self) -> LoadedModel:
         """The model, also while no sequence is taken. Raises `RequestError` UNHEALTHY."""
+        self.engine.wait_if_late()
         if self.model is None:
             raise RequestError(ErrorKind.UNHEALTHY, "the model is loading")
         return self.model

@@ -6,6 +6,7 @@ messages to the engine. An engine of a new epoch gets every live sequence again,
 already delivered. Next: `generation.py`.
 """
 
+import itertools
 import logging
 import os
 import secrets
@@ -38,6 +39,7 @@ from serving.protocol.messages import (
 HELLO_SECONDS = 0.25
 HEARTBEAT_WAIT_MS = 1000
 HEARTBEATS_MISSED = 5  # waits without a status, then the launcher is dead
+STEPS_AT_ONCE = 8  # messages read before the requests that they are for get a turn
 RECONNECT_MS = 20  # the engine's socket appears when it is ready; be there soon after
 LATE_SECONDS = 10.0  # a worker may be so much later than the server to be ready
 RECOVERY_GRACE_SECONDS = 30.0  # an engine restart may take so long before /ping turns 503
@@ -182,8 +184,10 @@ class EngineClient:
             gevent.sleep(HELLO_SECONDS)
 
     def _read_engine(self) -> None:
-        while True:
-            data = self._engine.recv()
+        for count in itertools.count(1):
+            data = self._engine.recv()  # does not sleep while there are messages
+            if count % STEPS_AT_ONCE == 0:
+                gevent.sleep(0)
             try:
                 message = decode_to_front(data)
             except msgspec.MsgspecError:

@@ -8,10 +8,9 @@ However it ends, `close()` leaves nothing running on the engine. Next: the route
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gevent.queue import Empty, SimpleQueue
-
 from serving.errors import ErrorKind, RequestError
 from serving.front.engine_client import Engine
+from serving.front.inbox import Inbox
 from serving.front.journal import Event
 from serving.front.text.sequence_text import INCOMPLETE, SequenceText, TokenEvent
 from serving.front.text.tokenization import Tokenizer
@@ -24,7 +23,7 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True)
 class _HangUp:
-    """Put into the queue when the client disconnects."""
+    """Put into the inbox when the client disconnects."""
 
 
 class Generation:
@@ -42,7 +41,8 @@ class Generation:
         `keep_stop`: whether texts contain the stop string (TGI) or end before it (OpenAI).
         """
         self.sequences: list[SequenceText] = []
-        self._queue: SimpleQueue = SimpleQueue()
+        self.more_at_once = False  # whether the next of `events` is there already
+        self._inbox: Inbox[tuple[int, Event | _HangUp]] = Inbox()
         self._aborts: dict[int, Callable[[], None]] = {}
         try:
             for request in requests:
@@ -65,27 +65,23 @@ class Generation:
         The silence before the first event may be limited on its own. Raises `RequestError` as
         soon as one sequence fails, `ClientGone` on a hang-up.
         """
-        timeout = tick_seconds if first_tick_seconds is None else first_tick_seconds
-        while self._aborts:
-            try:
-                index, event = self._queue.get(timeout=timeout)
-            except Empty:
+        seconds = tick_seconds if first_tick_seconds is None else first_tick_seconds
+        for batch in self._batches(tick_seconds, seconds):
+            for left in range(len(batch) - 1, -1, -1):
+                self.more_at_once = left > 0
+                yield batch[-1 - left]
+            if not batch:
                 yield None
-                continue
-            finally:
-                timeout = tick_seconds
-            if index in self._aborts:
-                yield from self._handle(self.sequences[index], event)
 
     def run(self) -> None:
         """Wait until every sequence has ended. Raises as `events` does."""
-        for _ in self.events(tick_seconds=3600):
+        for _ in self._batches(3600, 3600):
             pass
 
     def hang_up(self) -> None:
         """Tell the waiting request that its client has gone; safe in the event loop."""
         for index in self._aborts:
-            self._queue.put((index, _HangUp()))
+            self._inbox.put((index, _HangUp()))
 
     def close(self) -> None:
         """Abort what has not ended; may be called again."""
@@ -94,21 +90,41 @@ class Generation:
             abort()
 
     def _deliverer(self, index: int) -> Callable[[Event], None]:
-        return lambda event: self._queue.put((index, event))
+        return lambda event: self._inbox.put((index, event))
 
-    def _handle(self, sequence: SequenceText, event: Event | _HangUp) -> Iterator[TokenEvent]:
+    def _batches(
+        self, tick_seconds: float, first_tick_seconds: float
+    ) -> Iterator[list[TokenEvent]]:
+        """Events that came while the request slept, together; none after a silence."""
+        seconds = first_tick_seconds
+        while self._aborts:
+            arrived = self._inbox.take(seconds)
+            seconds = tick_seconds
+            batch: list[TokenEvent] = []
+            try:
+                for index, event in arrived:
+                    if index in self._aborts:
+                        batch += self._handle(self.sequences[index], event)
+            except RequestError:
+                if batch:
+                    yield batch
+                raise
+            if batch or not arrived:
+                yield batch
+
+    def _handle(self, sequence: SequenceText, event: Event | _HangUp) -> list[TokenEvent]:
         if isinstance(event, _HangUp):
             raise ClientGone
         if isinstance(event, RequestError):
             raise event
-        for token_event in sequence.push(event):
-            if token_event.finish is not None:
-                abort = self._aborts.pop(sequence.index)
-                if event.finish_reason is None:
-                    abort()  # a stop string, of which the engine knows nothing
-            yield token_event
-        if event.finish_reason is not None and sequence.finish is None:
+        token_events = sequence.push(event)
+        if sequence.finish is not None:
+            abort = self._aborts.pop(sequence.index)
+            if event.finish_reason is None:
+                abort()  # a stop string, of which the engine knows nothing
+        elif event.finish_reason is not None:
             raise RequestError(ErrorKind.INCOMPLETE, INCOMPLETE)
+        return token_events
 
 
 def best_first(sequences: Sequence[SequenceText]) -> list[SequenceText]:

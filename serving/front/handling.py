@@ -1,11 +1,10 @@
 """The life of one generating request in the front: everything that must end when it ends.
 
 Runs in the front. Comes in: Flask's request at a route's entry. Goes out: a `Generation`, watched
-for a client that hangs up; at the end its sequences are aborted, the watch is stopped, metrics
-and the log line are written, each exactly once. Next: `generation.py`, `observation.py`.
+for a client that hangs up; at the end its sequences are aborted and the watch is stopped, exactly
+once. How it ended is told to the request's `Observation`. Next: `generation.py`, `observation.py`.
 """
 
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -13,15 +12,11 @@ from typing import Self
 
 import flask
 
-from serving.errors import ErrorKind, RequestError
 from serving.front.context import Front
 from serving.front.disconnect import HangUpWatch
-from serving.front.generation import ClientGone, Generation
-from serving.front.observation import Observation
+from serving.front.generation import Generation
+from serving.front.observation import current
 from serving.front.validation import ValidRequest
-
-REQUEST_ID_HEADERS = ("X-Request-Id", "X-Amzn-SageMaker-Inference-Id")
-LONGEST_REQUEST_ID = 200  # characters that are logged
 
 
 class Handling:
@@ -31,50 +26,56 @@ class Handling:
         """`prompts`: how many requests this one counts for."""
         self._front = front
         self._connection = flask.request.environ.get("gunicorn.socket")
-        self.request_id = _request_id()
-        path = flask.request.path
-        self._observation = Observation(front.metrics, path, self.request_id, prompts)
+        self._observation = current()
+        self._observation.accept(prompts)
         self._generation: Generation | None = None
         self._watch: HangUpWatch | None = None
-        self._outcome = "dropped"  # unless somebody says otherwise before the end
-        self._closed = False
 
     @property
     def started(self) -> int:
         """When the request came, CLOCK_MONOTONIC in nanoseconds."""
         return self._observation.started
 
+    @property
+    def request_id(self) -> str:
+        """What logs and the client call the request."""
+        return self._observation.identity.request_id
+
+    @property
+    def more_at_once(self) -> bool:
+        """Whether the next token event is there already."""
+        return self._generation is not None and self._generation.more_at_once
+
     def start(self, requests: Sequence[ValidRequest], keep_stop: bool) -> Generation:
-        """Submit the sequences. Raises `RequestError`; may be called once."""
+        """Submit the sequences. Raises `RequestError`.
+
+        May be called again for another generation of the same request: the one before is closed.
+        """
+        self.close()
+        self._observation.validated(requests)
         tokenizer = self._front.loaded_model().tokenizer
         self._generation = Generation(requests, tokenizer, self._front.engine, keep_stop)
+        self._observation.submitted(self._generation.sequences)
         if self._connection is not None:
             self._watch = HangUpWatch(self._connection, self._generation.hang_up)
         return self._generation
 
     def succeed(self) -> None:
         """The request was answered in full."""
-        self._outcome = "ok"
+        self._observation.succeed()
 
     def fail(self, error: BaseException) -> None:
         """The request ends with this error."""
-        if isinstance(error, RequestError):
-            self._outcome = error.kind.metric_label
-        elif not isinstance(error, ClientGone | GeneratorExit):
-            self._outcome = ErrorKind.GENERATION.metric_label
+        self._observation.fail(error)
 
     def close(self) -> None:
         """End everything that is still going on; may be called again."""
-        if self._closed:
-            return
-        self._closed = True
         if self._watch is not None:
             self._watch.stop()
+            self._watch = None
         if self._generation is not None:
             self._generation.close()
-        self._observation.finish(
-            self._outcome, self._generation.sequences if self._generation else []
-        )
+            self._generation = None
 
     @contextmanager
     def until_response(self) -> Iterator[None]:
@@ -98,12 +99,3 @@ class Handling:
         if error is not None:
             self.fail(error)
         self.close()
-
-
-def _request_id() -> str:
-    """The caller's id of the request, so that logs can be matched, or a new one."""
-    for header in REQUEST_ID_HEADERS:
-        given = flask.request.headers.get(header)
-        if given:
-            return given[:LONGEST_REQUEST_ID]
-    return secrets.token_hex(16)

@@ -1,16 +1,22 @@
-"""Metrics and the one log line of a generating request.
+"""What is remembered of one generating request, from its first byte to its end.
 
-Runs in the front. Comes in: the request's sequences and how it ended. Goes out: observations in
-`metrics.py`, and a summary without any text of prompt or answer. Next: nothing; it is the end.
+Runs in the front. `app.py` starts one for each request to a generating route and finishes it with
+the response; `handling.py` adds what it learns in between. Goes out: observations in
+`metrics.py`, and one log line, whatever became of the request. Next: `request_log.py`.
 """
 
 import logging
 import time
 from collections.abc import Sequence
 
-import msgspec
+import flask
 
+from serving.errors import BodyError, ErrorKind, RequestError
+from serving.front.generation import ClientGone
+from serving.front.identity import Identity
+from serving.front.request_log import Record, summary
 from serving.front.text.sequence_text import SequenceText
+from serving.front.validation import ValidRequest
 from serving.metrics import FrontMetrics
 
 NANOSECONDS = 1e9
@@ -19,66 +25,93 @@ log = logging.getLogger(__name__)
 
 
 class Observation:
-    """Started with the request, finished once. `prompts` is what TGI counts as requests."""
+    """One request. TGI counts only those whose body could be read: `accept` makes it one."""
 
-    def __init__(self, metrics: FrontMetrics, route: str, request_id: str, prompts: int) -> None:
+    def __init__(
+        self, metrics: FrontMetrics, identity: Identity, route: str, *, log_prompts: bool
+    ) -> None:
         self.started = time.monotonic_ns()
-        self._metrics = metrics
+        self.identity = identity
         self._route = route
-        self._request_id = request_id
-        self._prompts = prompts
-        metrics.request_count.inc(prompts)
+        self._metrics = metrics
+        self._log_prompts = log_prompts
+        self._prompts = 0  # 0: not accepted
+        self._requests: list[ValidRequest] = []
+        self._sequences: list[SequenceText] = []
+        self._outcome = "refused"
+        self._error: BodyError | RequestError | None = None
 
-    def finish(self, outcome: str, sequences: Sequence[SequenceText]) -> None:
-        """Record the end: outcome "ok", "dropped" or the metric label of an error."""
+    def accept(self, prompts: int) -> None:
+        """The body was read; `prompts` is how many requests TGI would count."""
+        self._prompts += prompts
+        self._metrics.request_count.inc(prompts)
+        self._outcome = "dropped"  # unless somebody says otherwise before the end
+
+    def validated(self, requests: Sequence[ValidRequest]) -> None:
+        """These are about to be submitted."""
+        self._requests += requests
+
+    def submitted(self, sequences: Sequence[SequenceText]) -> None:
+        """These run on the engine now."""
+        self._sequences += sequences
+        for request in (sequence.request for sequence in sequences):
+            self._metrics.accepted(len(request.token_ids), request.max_new_tokens)
+
+    def succeed(self) -> None:
+        """The request was answered in full."""
+        self._outcome = "ok"
+
+    def fail(self, error: BaseException) -> None:
+        """The request ends with this error."""
+        if isinstance(error, BodyError | RequestError):
+            self._error = error
+        if not self._prompts or isinstance(error, ClientGone | GeneratorExit):
+            return
+        kind = error.kind if isinstance(error, RequestError) else ErrorKind.GENERATION
+        self._outcome = kind.metric_label
+
+    def finish(self, status: int) -> None:
+        """The response, with this status, has ended; called once."""
         seconds = (time.monotonic_ns() - self.started) / NANOSECONDS
-        self._metrics.duration.observe(seconds)
-        if outcome == "ok":
+        if self._outcome == "ok":
             self._metrics.request_success.inc(self._prompts)
-        else:
-            self._metrics.failure(outcome)
-        for sequence in sequences:
+            for _ in range(self._prompts):
+                self._metrics.duration.observe(seconds)
+        elif self._prompts:
+            self._metrics.failure(self._outcome)
+        for sequence in self._sequences:
             if sequence.tokens:
                 self._observe(sequence)
-        log.info("request", extra={"fields": self._summary(outcome, seconds, sequences)})
+        record = Record(
+            self.identity,
+            self._route,
+            self._outcome,
+            status,
+            self._error,
+            self.started,
+            seconds,
+            self._requests,
+            self._sequences,
+        )
+        log.info("request", extra={"fields": summary(record, with_text=self._log_prompts)})
 
     def _observe(self, sequence: SequenceText) -> None:
+        """TGI's histograms hold what succeeded, ours hold every token."""
         metrics, clock = self._metrics, sequence.clock
+        metrics.time_to_first_token.observe((clock.first_token - self.started) / NANOSECONDS)
+        for gap in clock.gaps:
+            metrics.inter_token_latency.observe(gap / NANOSECONDS)
+        if self._outcome != "ok":
+            return
         inference = (clock.last_token - clock.admitted) / NANOSECONDS
         metrics.validation_duration.observe((clock.submitted - self.started) / NANOSECONDS)
         metrics.queue_duration.observe((clock.admitted - clock.submitted) / NANOSECONDS)
         metrics.inference_duration.observe(inference)
         metrics.time_per_token.observe(inference / len(sequence.tokens))
-        metrics.time_to_first_token.observe((clock.first_token - self.started) / NANOSECONDS)
-        for gap in clock.gaps:
-            metrics.inter_token_latency.observe(gap / NANOSECONDS)
-        metrics.lengths(
-            len(sequence.request.token_ids),
-            len(sequence.tokens),
-            sequence.request.max_new_tokens,
-        )
+        metrics.generated(len(sequence.tokens))
 
-    def _summary(
-        self, outcome: str, seconds: float, sequences: Sequence[SequenceText]
-    ) -> dict[str, object]:
-        fields: dict[str, object] = {
-            "request_id": self._request_id,
-            "route": self._route,
-            "outcome": outcome,
-            "total_s": round(seconds, 4),
-        }
-        if not sequences:
-            return fields
-        first, request = sequences[0].clock, sequences[0].request
-        if first.first_token:
-            fields["queue_s"] = round((first.admitted - first.submitted) / NANOSECONDS, 4)
-            fields["first_token_s"] = round((first.first_token - self.started) / NANOSECONDS, 4)
-        fields["sequences"] = len(sequences)
-        fields["prompt_tokens"] = sum(len(one.request.token_ids) for one in sequences)
-        fields["generated_tokens"] = sum(len(one.tokens) for one in sequences)
-        fields["finish_reason"] = ",".join(
-            one.finish.reason if one.finish else "none" for one in sequences
-        )
-        fields["max_new_tokens"] = request.max_new_tokens
-        fields["sampling"] = msgspec.to_builtins(request.sampling)
-        return fields
+
+def current() -> Observation:
+    """The observation of the request that Flask is handling; only on generating routes."""
+    observation: Observation = flask.g.observation
+    return observation

@@ -5,6 +5,7 @@ settings and the run directory. Goes out: HTTP, until SIGTERM. Sockets of the wi
 after the fork, each worker has its own. Next: `app.py`, `engine_client.py`.
 """
 
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from serving.front.app import create_app
+from serving.front.connection import Connection
 from serving.front.context import Front
 from serving.front.engine_client import EngineClient
 from serving.front.listener import BACKLOG
@@ -30,6 +32,9 @@ DRAIN_SECONDS = 25  # SageMaker kills 30 s after SIGTERM
 KEEP_ALIVE_SECONDS = 75  # longer than the load balancers in front (60 s), which then close first
 IDLE_SECONDS_WHEN_DRAINING = 0.5
 UNRESPONSIVE_SECONDS = 120  # then the master replaces a worker
+# Open connections of a worker, idle ones included; requests are limited by
+# --max-concurrent-requests, and a health check must not wait behind streams.
+WORKER_CONNECTIONS = 16_384
 
 
 class FrontServer(BaseApplication):  # type: ignore[misc]
@@ -40,6 +45,7 @@ class FrontServer(BaseApplication):  # type: ignore[misc]
         self._settings = settings
         self._run_directory = run_directory
         self._listener_fd = listener.detach()
+        _allow_open_files()
         super().__init__()
 
     def load_config(self) -> None:
@@ -50,6 +56,7 @@ class FrontServer(BaseApplication):  # type: ignore[misc]
             "backlog": BACKLOG,
             "workers": self._settings.validation_workers,
             "worker_class": FrontWorker,
+            "worker_connections": WORKER_CONNECTIONS,
             "worker_tmp_dir": str(self._run_directory),
             "timeout": UNRESPONSIVE_SECONDS,
             "graceful_timeout": grace,
@@ -93,6 +100,10 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[IdleTimeout] = set()
+
+    def handle(self, listener: Any, client: Any, address: Any) -> None:
+        """Serve one connection until either side closes it."""
+        super().handle(listener, Connection(client), address)
 
     def timeout_ctx(self) -> "IdleTimeout":
         """Gunicorn waits for a connection's next request inside this context."""
@@ -140,6 +151,12 @@ class FrontLogger(Logger):  # type: ignore[misc]
         super().setup(cfg)
         self.error_log.handlers = []
         self.error_log.propagate = True
+
+
+def _allow_open_files() -> None:
+    """Every connection is a file: take all that the system grants, in the workers too."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _forget_metrics(_: Any, worker: Any) -> None:

@@ -54,7 +54,7 @@ def _terminated(
 ) -> Iterator[bytes]:
     """`frames`, ending in exactly one terminal event unless nobody listens."""
     try:
-        yield from frames
+        yield from _joined(frames, handling)
         handling.succeed()
     except RequestError as error:
         handling.fail(error)
@@ -65,6 +65,23 @@ def _terminated(
         log.exception("unexpected error in the stream of request %s", handling.request_id)
         handling.fail(error)
         yield from last_frames(RequestError(ErrorKind.INCOMPLETE_STREAM, INCOMPLETE_STREAM))
+
+
+def _joined(frames: Iterator[bytes], handling: Handling) -> Iterator[bytes]:
+    """Frames that are there at the same time as one piece: one write instead of many."""
+    held: list[bytes] = []
+    try:
+        for piece in frames:
+            held.append(piece)
+            if not handling.more_at_once:
+                yield b"".join(held)
+                held.clear()
+    except Exception:
+        if held:
+            yield b"".join(held)
+        raise
+    if held:
+        yield b"".join(held)
 
 
 def _of_stream(error: RequestError) -> RequestError:

@@ -1,11 +1,14 @@
 """TGI's native routes, byte for byte."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from flask.testing import FlaskClient
+from msgspec import structs
 
 from serving.front.app import create_app
+from serving.front.model import LoadedModel
 from serving.front.text.tokenization import Tokenizer
 from serving.protocol.messages import Delta, FinishReason, Generate
 from tests.support.fake_engine import ScriptedEngine
@@ -65,6 +68,50 @@ class TestGenerate:
         details = client.post("/generate", json=body).json["details"]
         assert details["prefill"] == []
         assert len(details["tokens"]) == 1
+
+    def test_input_details_show_the_prompt_where_the_server_allows_it(
+        self, make_front: MakeFront, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        client = create_app(make_front(enable_prefill_logprobs=True)).test_client()
+        play(engine, tokenizer, " blue", "length")
+        parameters = {"decoder_input_details": True, "truncate": 2}
+        body = {"inputs": "the sky is", "parameters": parameters}
+        assert b'"prefill":[{"id":296,"text":" sky","logprob":null},' in (
+            client.post("/generate", json=body).data
+        )
+        assert engine.submitted[0].prompt_logprobs
+        play(engine, tokenizer, " blue", "length")
+        body = {"inputs": "the sky", "parameters": {"decoder_input_details": True}}
+        assert client.post("/generate", json=body).json["details"]["prefill"] == [
+            {"id": 0, "text": "<s>", "logprob": None},
+            {"id": 263, "text": "the", "logprob": -0.25},
+            {"id": 296, "text": " sky", "logprob": -0.5},
+        ]
+
+    def test_input_details_are_only_shown_if_asked_for(
+        self, make_front: MakeFront, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        client = create_app(make_front(enable_prefill_logprobs=True)).test_client()
+        play(engine, tokenizer, " blue", "length")
+        body = {"inputs": "the sky is", "parameters": {"details": True}}
+        assert client.post("/generate", json=body).json["details"]["prefill"] == []
+        assert not engine.submitted[0].prompt_logprobs
+
+    def test_the_prompt_is_shown_with_every_one_of_the_best(
+        self, make_front: MakeFront, engine: ScriptedEngine, tokenizer: Tokenizer
+    ) -> None:
+        client = create_app(make_front(enable_prefill_logprobs=True)).test_client()
+        play(engine, tokenizer, " sky", "length")
+        play(engine, tokenizer, " blue", "length")
+        parameters = {"best_of": 2, "do_sample": True, "decoder_input_details": True}
+        body = {"inputs": "the", "parameters": parameters}
+        details = client.post("/generate", json=body).json["details"]
+        expected = [
+            {"id": 0, "text": "<s>", "logprob": None},
+            {"id": 263, "text": "the", "logprob": -0.25},
+        ]
+        assert details["prefill"] == expected
+        assert details["best_of_sequences"][0]["prefill"] == expected
 
     def test_the_seed_of_a_sampled_text_is_reported(
         self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
@@ -235,6 +282,44 @@ def test_chat_tokenize(client: FlaskClient) -> None:
     )
 
 
+def test_chat_tokenize_shows_what_a_chat_sends(
+    make_front: MakeFront, model: LoadedModel, engine: ScriptedEngine, tokenizer: Tokenizer
+) -> None:
+    front = make_front()
+    wide = structs.replace(model.info, max_input_tokens=2000, max_total_tokens=2100)
+    front.model = replace(model, info=wide)
+    client = create_app(front).test_client()
+    play(engine, tokenizer, " blue", "length")
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": tools}
+    client.post("/v1/chat/completions", json=body)
+    content = client.post("/chat_tokenize", json=body).json
+    ids = [item["id"] for item in content["tokenize_response"]]
+    assert ids == engine.submitted[0].prompt_token_ids
+    assert content["templated_text"] == tokenizer.decode(ids)
+
+
+def test_chat_tokenize_fails_with_the_template(client: FlaskClient) -> None:
+    body = {"messages": [{"role": "x", "content": "hi"}]}
+    response = client.post("/chat_tokenize", json=body)
+    assert response.status_code == 422
+    assert response.json == {
+        "error": "Template error: syntax error: unknown role x",
+        "error_type": "template_error",
+    }
+
+
+def test_tokens_of_wide_characters_have_byte_ranges(client: FlaskClient) -> None:
+    text = "é the 日"
+    items = client.post("/tokenize", json={"inputs": text}).json
+    data = text.encode()
+    for item in items[1:]:
+        shown = data[item["start"] : item["stop"]].decode()
+        assert shown == item["text"]
+    assert items[-1]["stop"] == len(data)
+
+
 def test_info(make_front: MakeFront) -> None:
     client = create_app(make_front(max_best_of=3, validation_workers=5)).test_client()
     content = json.loads(client.get("/info").data)
@@ -255,6 +340,16 @@ def test_info(make_front: MakeFront) -> None:
         ("sha", None),
         ("docker_label", None),
     ]
+
+
+def test_info_knows_the_commit_of_a_model_from_the_hub(
+    make_front: MakeFront, model: LoadedModel
+) -> None:
+    front = make_front()
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    path = f"hub/models--org--model/snapshots/{commit}"
+    front.model = replace(model, info=structs.replace(model.info, model_path=path))
+    assert create_app(front).test_client().get("/info").json["model_sha"] == commit
 
 
 def test_get_routes_answer_head(client: FlaskClient) -> None:

@@ -1,6 +1,7 @@
 """What holds for every route: availability, access, framework errors, the log line."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 from flask.testing import FlaskClient
@@ -9,7 +10,7 @@ from serving.errors import ErrorKind, RequestError
 from serving.front.app import create_app
 from serving.front.engine_client import Availability
 from serving.front.text.tokenization import Tokenizer
-from tests.support.fake_engine import ScriptedEngine
+from tests.support.fake_engine import Script, ScriptedEngine
 from tests.support.front_fixtures import MakeFront
 
 GENERATE = {"inputs": "the"}
@@ -122,6 +123,7 @@ class TestApiKey:
         "/generate_stream",
         "/tokenize",
         "/invocations",
+        "/vertex",
         "/v1/chat/completions",
         "/v1/completions",
     )
@@ -133,6 +135,13 @@ class TestApiKey:
     ) -> None:
         response = locked.post(path, json=GENERATE, headers=header)
         assert (response.status_code, response.data) == (401, b"")
+
+    def test_a_value_outside_of_ascii_is_wrong(self, locked: FlaskClient) -> None:
+        header = {"Authorization": "Bearer secr\xe9t"}
+        assert locked.post("/generate", json=GENERATE, headers=header).status_code == 401
+
+    def test_preflight_does_not_need_it(self, locked: FlaskClient) -> None:
+        assert locked.options("/generate").status_code == 200
 
     @pytest.mark.parametrize("path", ["/", "/health", "/ping", "/info", "/metrics", "/v1/models"])
     def test_the_others_do_not(self, locked: FlaskClient, path: str) -> None:
@@ -147,21 +156,240 @@ class TestApiKey:
         assert locked.post("/tokenize", json=GENERATE, headers=header).status_code == 200
 
 
-def test_one_log_line_per_request_without_its_text(
-    client: FlaskClient,
-    engine: ScriptedEngine,
-    tokenizer: Tokenizer,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    engine.answer(tokenizer, " blue")
-    with caplog.at_level(logging.INFO, "serving.front.observation"):
-        client.post("/generate", json={"inputs": "the sky"}, headers={"X-Request-Id": "my-request"})
-    (record,) = caplog.records
-    fields: dict[str, object] = record.fields  # type: ignore[attr-defined]
-    assert fields["request_id"] == "my-request"
-    assert fields["outcome"] == "ok"
-    assert (fields["prompt_tokens"], fields["generated_tokens"]) == (3, 1)
-    assert "sky" not in str(fields)
+GENERATING = (
+    ("/generate", {"inputs": "the sky"}),
+    ("/generate_stream", {"inputs": "the sky"}),
+    ("/", {"inputs": "the sky"}),
+    ("/invocations", {"inputs": "the sky"}),
+    ("/vertex", {"instances": [{"inputs": "the sky"}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the sky"}]}),
+    ("/v1/completions", {"prompt": "the sky", "stream": True}),
+)
+
+
+class TestRequestIds:
+    """They are on every response of a generating route, whatever became of the request."""
+
+    @pytest.mark.parametrize(("path", "body"), GENERATING)
+    def test_success(
+        self,
+        client: FlaskClient,
+        engine: ScriptedEngine,
+        tokenizer: Tokenizer,
+        path: str,
+        body: object,
+    ) -> None:
+        engine.answer(tokenizer, " blue")
+        headers = {"X-Request-Id": "mine", "X-Amzn-SageMaker-Inference-Id": "theirs"}
+        response = client.post(path, json=body, headers=headers)
+        assert response.status_code == 200
+        assert response.headers["x-request-id"] == "mine"
+        assert response.headers["x-amzn-sagemaker-inference-id"] == "theirs"
+
+    @pytest.mark.parametrize(("path", "_"), GENERATING)
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            ({"data": "{}", "content_type": "text/plain"}, 415),
+            ({"data": "{", "content_type": "application/json"}, 400),
+            ({"data": "x" * 2_000_001, "content_type": "application/json"}, 413),
+            ({"json": []}, 422),
+        ],
+    )
+    def test_unreadable_bodies(
+        self, client: FlaskClient, path: str, _: object, request_: dict[str, object], status: int
+    ) -> None:
+        response = client.post(path, headers={"X-Request-Id": "mine"}, **request_)
+        assert (response.status_code, response.headers["x-request-id"]) == (status, "mine")
+        assert "x-amzn-sagemaker-inference-id" not in response.headers
+
+    @pytest.mark.parametrize(("path", "body"), GENERATING)
+    def test_a_missing_key(self, make_front: MakeFront, path: str, body: object) -> None:
+        client = create_app(make_front(api_key="k")).test_client()
+        response = client.post(path, json=body, headers={"X-Request-Id": "mine"})
+        assert (response.status_code, response.headers["x-request-id"]) == (401, "mine")
+
+    @pytest.mark.parametrize(("path", "body"), GENERATING)
+    def test_our_own_id_is_the_one_in_the_log(
+        self,
+        client: FlaskClient,
+        engine: ScriptedEngine,
+        caplog: pytest.LogCaptureFixture,
+        path: str,
+        body: object,
+    ) -> None:
+        engine.refusal = RequestError(ErrorKind.OVERLOADED, "Model is overloaded")
+        with caplog.at_level(logging.INFO, "serving.front.observation"):
+            response = client.post(path, json=body)
+            assert response.data  # a stream ends when it has been read
+            response.close()
+        (fields,) = lines(caplog)
+        assert response.headers["x-request-id"] == fields["request_id"]
+
+    def test_other_routes_have_none(self, client: FlaskClient) -> None:
+        for path in ("/health", "/metrics", "/info"):
+            response = client.get(path, headers={"X-Request-Id": "mine"})
+            assert "x-request-id" not in response.headers
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """Fields of the summary lines so far."""
+    name = "serving.front.observation"
+    return [record.fields for record in caplog.records if record.name == name]  # type: ignore[attr-defined]
+
+
+class TestLogLine:
+    """Exactly one for each request to a generating route."""
+
+    @pytest.fixture(autouse=True)
+    def at_info(self, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+        with caplog.at_level(logging.INFO, "serving.front.observation"):
+            yield
+
+    def test_it_has_timings_and_parameters_but_no_text(
+        self,
+        client: FlaskClient,
+        engine: ScriptedEngine,
+        tokenizer: Tokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        engine.answer(tokenizer, " blue")
+        parameters = {"top_k": 5, "seed": 1, "stop": ["sky"], "logit_bias": {"1": 2}}
+        body = {"inputs": "the sky", "parameters": parameters}
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        headers = {"X-Request-Id": "mine", "traceparent": trace}
+        client.post("/generate", json=body, headers=headers)
+        (fields,) = lines(caplog)
+        assert "sky" not in str(fields)
+        assert "blue" not in str(fields)
+        for name in ("total_s", "validation_s", "queue_s", "first_token_s", "inference_s"):
+            assert fields.pop(name) >= 0
+        assert fields.pop("per_token_s") >= 0
+        assert fields == {
+            "request_id": "mine",
+            "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+            "route": "/generate",
+            "status": 200,
+            "outcome": "ok",
+            "generated_tokens": 1,
+            "finish_reason": "length",
+            "sequences": 1,
+            "prompt_tokens": 3,
+            "max_new_tokens": 61,
+            "sampling": {"top_k": 5, "seed": 1, "logit_bias": 1},
+            "stop_strings": 1,
+        }
+
+    def test_a_stream_has_it_at_its_end(
+        self,
+        client: FlaskClient,
+        engine: ScriptedEngine,
+        tokenizer: Tokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        engine.answer(tokenizer, " blue sky", "eos_token")
+        with client.post("/generate_stream", json=GENERATE, buffered=False) as response:
+            assert lines(caplog) == []
+            assert b"eos" not in response.data
+        (fields,) = lines(caplog)
+        assert (fields["outcome"], fields["generated_tokens"]) == ("ok", 3)
+
+    def test_a_client_that_leaves_its_stream(
+        self, client: FlaskClient, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine.scripts.append(Script([297]))
+        response = client.post("/generate_stream", json=GENERATE, buffered=False)
+        pieces = response.iter_encoded()
+        assert [next(pieces), next(pieces)][0] == b""
+        response.close()
+        (fields,) = lines(caplog)
+        assert (fields["outcome"], fields["generated_tokens"]) == ("dropped", 1)
+
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            ({"data": "{}", "content_type": "text/plain"}, 415),
+            ({"data": "{", "content_type": "application/json"}, 400),
+            ({"data": "x" * 2_000_001, "content_type": "application/json"}, 413),
+            ({"json": {"inputs": 1}}, 422),
+        ],
+    )
+    def test_unreadable_bodies_have_one(
+        self,
+        client: FlaskClient,
+        caplog: pytest.LogCaptureFixture,
+        request_: dict[str, object],
+        status: int,
+    ) -> None:
+        client.post("/generate", **request_)
+        (fields,) = lines(caplog)
+        assert (fields["status"], fields["outcome"]) == (status, "refused")
+        assert fields["error"]
+
+    def test_a_missing_key_has_one(
+        self, make_front: MakeFront, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        create_app(make_front(api_key="k")).test_client().post("/generate", json=GENERATE)
+        (fields,) = lines(caplog)
+        assert (fields["status"], fields["outcome"]) == (401, "refused")
+
+    def test_a_server_that_is_not_ready_has_one(
+        self, client: FlaskClient, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine.availability = Availability("starting", healthy=False)
+        client.post("/v1/chat/completions", json={"messages": []})
+        (fields,) = lines(caplog)
+        assert (fields["status"], fields["error_type"]) == (503, "healthcheck")
+
+    def test_an_invalid_parameter_is_named(
+        self, client: FlaskClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        body = {"inputs": "the", "parameters": {"temperature": 0}}
+        client.post("/generate", json=body)
+        (fields,) = lines(caplog)
+        assert (fields["status"], fields["outcome"]) == (422, "validation")
+        assert (fields["error_type"], fields["error"]) == (
+            "validation",
+            "Input validation error: `temperature` must be strictly positive",
+        )
+
+    def test_what_a_template_says_may_be_the_clients_text(
+        self, client: FlaskClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        body = {"messages": [{"role": "secret", "content": "hi"}]}
+        client.post("/v1/chat/completions", json=body)
+        (fields,) = lines(caplog)
+        assert (fields["status"], fields["error_type"]) == (422, "template_error")
+        assert "secret" not in str(fields)
+
+    def test_a_fault_of_ours_has_one_beside_its_traceback(
+        self, client: FlaskClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        client.post("/generate", json=GENERATE, headers={"X-Request-Id": "mine"})
+        (fields,) = lines(caplog)
+        assert (fields["status"], fields["outcome"]) == (500, "generation")
+        (fault,) = [record for record in caplog.records if record.name == "serving.front.app"]
+        assert fault.fields == {"request_id": "mine"}  # type: ignore[attr-defined]
+
+    def test_texts_are_logged_when_asked_for(
+        self,
+        make_front: MakeFront,
+        engine: ScriptedEngine,
+        tokenizer: Tokenizer,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        engine.answer(tokenizer, " blue")
+        create_app(make_front(log_prompts=True)).test_client().post("/generate", json=GENERATE)
+        (fields,) = lines(caplog)
+        assert (fields["prompts"], fields["texts"]) == (["the"], [" blue"])
+
+    def test_reading_routes_have_none(
+        self, client: FlaskClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for path in ("/health", "/metrics", "/info", "/nowhere"):
+            client.get(path)
+        client.options("/generate")
+        assert lines(caplog) == []
 
 
 def test_sagemakers_request_id_is_logged(
@@ -171,4 +399,6 @@ def test_sagemakers_request_id_is_logged(
         client.post(
             "/generate", json={"inputs": ""}, headers={"X-Amzn-SageMaker-Inference-Id": "i"}
         )
-    assert caplog.records[0].fields["request_id"] == "i"  # type: ignore[attr-defined]
+    (fields,) = lines(caplog)
+    assert fields["request_id"] == "i"
+    assert "inference_id" not in fields

@@ -46,6 +46,16 @@ def test_shape_errors_are_422_and_name_the_field(data: bytes, path: str) -> None
     assert str(error).startswith(prefix + path)
 
 
+@pytest.mark.parametrize("behind", [b" x", b"}", b"\x00", b'{"inputs": 1}', b" \n\n,"])
+def test_what_stands_behind_the_body_is_not_looked_at(behind: bytes) -> None:
+    assert decode(b'{"inputs": "a"}' + behind, GenerateRequest).inputs == "a"
+
+
+def test_a_wrong_shape_is_told_also_with_something_behind_it() -> None:
+    error = failure(b'{"inputs": 1} x')
+    assert (error.status, "inputs: " in str(error)) == (422, True)
+
+
 def test_unknown_fields_are_ignored() -> None:
     body = decode(b'{"inputs": "a", "x": {}, "parameters": {"stop_sequences": 1}}', GenerateRequest)
     assert body.inputs == "a"

@@ -97,6 +97,22 @@ def test_an_end_without_a_token_is_an_error(model: LoadedModel, engine: Scripted
     assert caught.value.kind is ErrorKind.INCOMPLETE
 
 
+def test_it_is_known_whether_more_has_come(model: LoadedModel, engine: ScriptedEngine) -> None:
+    engine.answer(model.tokenizer, " sky is blue")
+    generation = start(model, engine, request(model))
+    ahead = [generation.more_at_once for _ in generation.events(10)]
+    assert ahead == [True, True, False]
+
+
+def test_events_before_a_failure_come_first(model: LoadedModel, engine: ScriptedEngine) -> None:
+    ids = model.tokenizer.encode(" sky is", add_special_tokens=False)
+    engine.scripts.append(Script(ids, error=FAILURE))
+    events = start(model, engine, request(model)).events(10)
+    assert [next(events), next(events)][1] is not None
+    with pytest.raises(RequestError, match="boom"):
+        next(events)
+
+
 def test_silence_is_reported(model: LoadedModel, engine: ScriptedEngine) -> None:
     engine.scripts.append(Script())
     generation = start(model, engine, request(model))

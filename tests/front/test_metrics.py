@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
+from serving.errors import ErrorKind, RequestError
 from serving.front.text.tokenization import Tokenizer
 from serving.metrics import EngineMetrics, FrontMetrics, render
-from tests.support.fake_engine import ScriptedEngine
+from tests.support.fake_engine import Script, ScriptedEngine
 
 
 def page_of(registry: CollectorRegistry) -> list[str]:
@@ -60,11 +62,14 @@ def test_length_buckets_follow_the_model() -> None:
     metrics = FrontMetrics(registry)
     metrics.set_limits(1000, 2000)
     metrics.set_limits(1000, 2000)
-    metrics.lengths(15, 30, 40)
+    metrics.accepted(input_length=15, max_new_tokens=40)
+    metrics.generated(30)
     lines = page_of(registry)
     assert 'tgi_request_input_length_bucket{le="10.0"} 0.0' in lines
     assert 'tgi_request_input_length_bucket{le="20.0"} 1.0' in lines
-    assert 'tgi_request_generated_tokens_bucket{le="2000.0"} 1.0' in lines
+    assert 'tgi_request_generated_tokens_bucket{le="20.0"} 0.0' in lines
+    assert 'tgi_request_generated_tokens_bucket{le="40.0"} 1.0' in lines
+    assert 'tgi_request_max_new_tokens_bucket{le="40.0"} 1.0' in lines
 
 
 def test_engine_metrics_have_tgis_names() -> None:
@@ -74,6 +79,9 @@ def test_engine_metrics_have_tgis_names() -> None:
     metrics.joined(sequences=2, prefix_hit_tokens=64)
     metrics.step_started("prefill")
     metrics.step_done("prefill", 0.02, 0.01)
+    metrics.step_phases("decode", decode=0.25, filter=0.5)
+    metrics.concatenated(0.125)
+    metrics.skipped(3)
     metrics.step_failed("decode")
     metrics.restarted()
     lines = page_of(registry)
@@ -90,6 +98,12 @@ def test_engine_metrics_have_tgis_names() -> None:
         'tgi_batch_inference_failure{method="decode"} 1.0',
         'tgi_batch_inference_duration_sum{method="prefill"} 0.02',
         'tgi_batch_forward_duration_sum{method="prefill"} 0.01',
+        'tgi_batch_decode_duration_sum{method="decode"} 0.25',
+        'tgi_batch_filter_duration_sum{method="decode"} 0.5',
+        'tgi_batch_concat{reason="chunking"} 1.0',
+        'tgi_batch_concat_duration_sum{method="decode"} 0.125',
+        "# TYPE tgi_request_skipped_tokens summary",
+        "tgi_request_skipped_tokens_sum 3.0",
         "tgi_engine_restarts_total 1.0",
     ):
         assert line in lines
@@ -143,6 +157,113 @@ def test_a_request_is_counted_and_measured(
         "tgi_request_max_new_tokens_sum 2.0",
     ):
         assert line in lines
+
+
+# Every family of the contract's table of metrics, with its type and its labels.
+TGI_FAMILIES = {
+    "tgi_request_count": ("counter", set()),
+    "tgi_request_success": ("counter", set()),
+    "tgi_request_failure": ("counter", {"err"}),
+    "tgi_request_duration": ("histogram", set()),
+    "tgi_request_validation_duration": ("histogram", set()),
+    "tgi_request_queue_duration": ("histogram", set()),
+    "tgi_request_inference_duration": ("histogram", set()),
+    "tgi_request_mean_time_per_token_duration": ("histogram", set()),
+    "tgi_request_input_length": ("histogram", set()),
+    "tgi_request_generated_tokens": ("histogram", set()),
+    "tgi_request_max_new_tokens": ("histogram", set()),
+    "tgi_request_skipped_tokens": ("summary", set()),
+    "tgi_queue_size": ("gauge", set()),
+    "tgi_batch_current_size": ("gauge", set()),
+    "tgi_batch_current_max_tokens": ("gauge", set()),
+    "tgi_batch_next_size": ("histogram", set()),
+    "tgi_batch_inference_count": ("counter", {"method"}),
+    "tgi_batch_inference_success": ("counter", {"method"}),
+    "tgi_batch_inference_failure": ("counter", {"method"}),
+    "tgi_batch_inference_duration": ("histogram", {"method"}),
+    "tgi_batch_forward_duration": ("histogram", {"method"}),
+    "tgi_batch_decode_duration": ("histogram", {"method"}),
+    "tgi_batch_filter_duration": ("histogram", {"method"}),
+    "tgi_batch_concat_duration": ("histogram", {"method"}),
+    "tgi_batch_concat": ("counter", {"reason"}),
+}
+
+
+def test_every_family_of_tgi_is_there_with_its_type_and_labels() -> None:
+    registry = CollectorRegistry()
+    front = FrontMetrics(registry)
+    front.set_limits(100, 200)
+    front.failure("overloaded")
+    EngineMetrics(registry)
+    found: dict[str, tuple[str, set[str]]] = {}
+    for family in text_string_to_metric_families(render(registry).decode()):
+        labels = {label for sample in family.samples for label in sample.labels}
+        found.setdefault(family.name, (family.type, labels - {"le"}))
+    assert {name: found.get(name) for name in TGI_FAMILIES} == TGI_FAMILIES
+    assert "tgi_batch_max_total_tokens" not in found  # TGI never shows it
+
+
+def test_buckets_are_tgis() -> None:
+    registry = CollectorRegistry()
+    FrontMetrics(registry).set_limits(100, 200)
+    EngineMetrics(registry)
+    edges: dict[str, list[float]] = {}
+    for family in text_string_to_metric_families(render(registry).decode()):
+        if family.type == "histogram":
+            found = {float(s.labels["le"]) for s in family.samples if "le" in s.labels}
+            edges[family.name] = sorted(found)[:-1]
+    durations = [0.0001 * 1.5**k for k in range(1, 36)]
+    for name, found in edges.items():
+        if name in TGI_FAMILIES and name.endswith("duration"):
+            assert found == pytest.approx(durations)
+    assert edges["tgi_request_input_length"] == pytest.approx([1.0 * k for k in range(1, 101)])
+    assert edges["tgi_request_generated_tokens"] == pytest.approx([2.0 * k for k in range(1, 101)])
+    assert edges["tgi_batch_next_size"] == [float(size) for size in range(1, 1025)]
+
+
+def test_failed_requests_leave_tgis_durations_alone(
+    client: FlaskClient, engine: ScriptedEngine
+) -> None:
+    error = RequestError(ErrorKind.GENERATION, "why")
+    engine.scripts.append(Script([297], error=error))
+    client.post("/generate", json={"inputs": "the"})
+    lines = client.get("/metrics").get_data(as_text=True).splitlines()
+    for line in (
+        "tgi_request_count 1.0",
+        'tgi_request_failure{err="generation"} 1.0',
+        "tgi_request_duration_count 0.0",
+        "tgi_request_inference_duration_count 0.0",
+        "tgi_request_generated_tokens_count 0.0",
+        "tgi_request_input_length_count 1.0",
+        "tgi_time_to_first_token_seconds_count 1.0",
+    ):
+        assert line in lines
+
+
+def test_a_body_that_cannot_be_read_is_no_request_to_tgi(client: FlaskClient) -> None:
+    client.post("/generate", json={"inputs": 1})
+    lines = client.get("/metrics").get_data(as_text=True).splitlines()
+    assert "tgi_request_count 0.0" in lines
+    assert not any(line.startswith("tgi_request_failure{") for line in lines)
+
+
+def test_a_tokenized_chat_is_counted_but_a_tokenized_prompt_is_not(client: FlaskClient) -> None:
+    client.post("/tokenize", json={"inputs": "a"})
+    client.post("/chat_tokenize", json={"messages": [{"role": "user", "content": "a"}]})
+    lines = client.get("/metrics").get_data(as_text=True).splitlines()
+    assert "tgi_request_count 1.0" in lines
+
+
+def test_every_prompt_is_a_request(
+    client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer
+) -> None:
+    for _ in range(4):
+        engine.answer(tokenizer, " blue")
+    client.post("/vertex", json={"instances": [{"inputs": "a"}, {"inputs": "b"}]})
+    client.post("/v1/completions", json={"prompt": ["a", "b"]})
+    lines = client.get("/metrics").get_data(as_text=True).splitlines()
+    assert "tgi_request_count 4.0" in lines
+    assert "tgi_request_success 4.0" in lines
 
 
 def test_failures_are_counted_by_cause(client: FlaskClient) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.protocol.messages import Delta, Generate, Step
 from serving.settings import Settings
@@ -187,9 +188,39 @@ def test_an_oversized_chunked_body_is_refused(server: Server) -> None:
     assert response.status_code == 413
 
 
-def test_metrics_of_all_workers_are_on_one_page(server: Server) -> None:
+def test_metrics_of_all_workers_are_added_up_on_one_page(own_server: Server) -> None:
+    own_server.serve()
+    calls = 2
+    call = own_server.post("/generate")
+    first, request = own_server.wire.receive_generate()
+    own_server.step(first, request, end=True)
+    assert call.response().status_code == 200
+    pid = int(first.split(b"-")[0])
+    os.kill(pid, signal.SIGSTOP)  # the other worker has to take the next one
+    try:
+        call = own_server.post("/generate")
+        second, request = own_server.wire.receive_generate()
+        own_server.step(second, request, end=True)
+        assert call.response().status_code == 200
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert first != second
+    page = httpx.get(f"{own_server.url}/metrics").text
+    samples = {
+        (sample.name, sample.labels.get("le")): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    for name in ("tgi_request_count_total", "tgi_request_success_total"):
+        assert samples[name, None] == calls
+    for name in ("tgi_request_duration", "tgi_request_queue_duration"):
+        assert samples[f"{name}_count", None] == calls
+        assert samples[f"{name}_bucket", "+Inf"] == calls
+    assert samples["tgi_request_generated_tokens_sum", None] == calls
+
+
+def test_what_was_dropped_is_counted(server: Server) -> None:
     page = httpx.get(f"{server.url}/metrics").text
-    assert "tgi_request_success " in page
     assert 'tgi_request_failure{err="dropped"}' in page
 
 

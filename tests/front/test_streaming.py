@@ -89,3 +89,23 @@ def test_a_fault_of_ours_still_ends_the_stream(
     data = client.post("/generate_stream", json={"inputs": "the"}).data
     assert b'"error_type":"incomplete_generation_stream"' in data
     assert "unexpected error in the stream" in caplog.text
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_events_that_are_there_together_are_one_write(
+    client: FlaskClient, engine: ScriptedEngine, path: str, body: dict[str, object]
+) -> None:
+    engine.scripts.append(Script([BLUE, BLUE, BLUE], "length"))
+    with client.post(path, json=body, buffered=False) as response:
+        pieces = [piece for piece in response.iter_encoded() if piece]
+    assert pieces[0].count(b"data: ") == pieces[0].count(b"\n\n") == 3
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_tokens_before_a_failure_are_not_lost(
+    client: FlaskClient, engine: ScriptedEngine, path: str, body: dict[str, object]
+) -> None:
+    engine.scripts.append(Script([BLUE, BLUE], error=RequestError(ErrorKind.GENERATION, "boom")))
+    text = client.post(path, json=body).text
+    assert text.count(" blue") == 2
+    assert text.count("boom") == 1

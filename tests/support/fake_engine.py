@@ -57,7 +57,8 @@ class Script:
 class ScriptedEngine:
     """Implements the routes' seam in process; each submission plays the next script.
 
-    Log-probabilities are -0.5, -1.0, -1.5 ... and candidates follow the chosen token by id.
+    Log-probabilities are -0.5, -1.0, -1.5 ... and candidates follow the chosen token by id;
+    those of the prompt are -0.25, -0.5, -0.75 ... from its second token on.
     """
 
     def __init__(self) -> None:
@@ -78,6 +79,8 @@ class ScriptedEngine:
         self.submitted.append(generate)
         script = self.scripts.popleft()
         last = len(script.token_ids) - 1
+        positions = range(1, len(generate.prompt_token_ids))
+        prompt_logprobs = [-0.25 * i for i in positions if generate.prompt_logprobs]
         for position, token_id in enumerate(script.token_ids):
             logprob = -0.5 * (position + 1)
             candidates = [(token_id + i, logprob - i) for i in range(generate.top_n_tokens)]
@@ -88,6 +91,7 @@ class ScriptedEngine:
                     [logprob] if generate.logprobs else [],
                     [candidates] if generate.top_n_tokens else [],
                     script.finish if position == last else None,
+                    prompt_logprobs=prompt_logprobs if position == 0 else [],
                 )
             )
         if script.error is not None:

@@ -5,8 +5,10 @@ Runs in the front; no sockets, no waiting. Comes in: deltas of the engine. Goes 
 """
 
 import time
-from collections.abc import Iterator
+from array import array
 from dataclasses import dataclass, field
+
+import msgspec
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.float32 import shortest
@@ -28,8 +30,7 @@ class Finish:
     stop_string: str | None
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(msgspec.Struct, frozen=True):
     """One token; `text` is what it adds to the answer, `token.text` the token as such."""
 
     sequence: "SequenceText"
@@ -48,7 +49,7 @@ class Clock:
     admitted: int = 0
     first_token: int = 0
     last_token: int = 0
-    gaps: list[int] = field(default_factory=list)  # between deltas, per token
+    gaps: "array[int]" = field(default_factory=lambda: array("q"))  # between deltas, per token
 
     def tick(self, delta: Delta) -> None:
         """Note the arrival of a delta."""
@@ -57,7 +58,8 @@ class Clock:
             self.first_token = now
             self.admitted = delta.admitted_ns or self.submitted
         else:
-            self.gaps += [(now - self.last_token) // len(delta.token_ids)] * len(delta.token_ids)
+            count = len(delta.token_ids)
+            self.gaps.extend([(now - self.last_token) // count] * count)
         self.last_token = now
 
 
@@ -72,6 +74,7 @@ class SequenceText:
         self.seed = request.shown_seed(choice)
         self.tokens: list[Token] = []
         self.top_tokens: list[list[Token]] = []
+        self.prompt_logprobs: list[float] = []  # of prompt tokens 1.., if asked for
         self.finish: Finish | None = None
         self.clock = Clock(time.monotonic_ns())
         self._texts: list[str] = []
@@ -96,14 +99,18 @@ class SequenceText:
             raise RequestError(ErrorKind.INCOMPLETE, INCOMPLETE)
         return self.finish
 
-    def push(self, delta: Delta) -> Iterator[TokenEvent]:
+    def push(self, delta: Delta) -> list[TokenEvent]:
         """Events of a delta; those behind the end of the sequence are dropped."""
+        if delta.prompt_logprobs:
+            self.prompt_logprobs = delta.prompt_logprobs
         if delta.token_ids:
             self.clock.tick(delta)
+        events = []
         for position in range(len(delta.token_ids)):
-            yield self._event(delta, position)
+            events.append(self._event(delta, position))
             if self.finish is not None:
-                return
+                break
+        return events
 
     def _event(self, delta: Delta, position: int) -> TokenEvent:
         ends = delta.finish_reason is not None and position == len(delta.token_ids) - 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import gevent
 import tokenizers
 
+from serving.front.text.token_texts import TokenTexts
 from serving.front.tgi.schema import TokenizedItem
 
 LONG_TEXT = 20_000  # characters; about 20 ms of work, which would delay every other request
@@ -28,6 +29,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
+        self.texts = TokenTexts(self._tokenizer)
+        self.added_tokens = {token.content: id for id, token in added.items()}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Ids of `text`; a long text is encoded in a thread while other requests go on."""

@@ -11,6 +11,7 @@ import flask
 from msgspec import UNSET
 
 from serving.front.context import Front
+from serving.front.float32 import shortest
 from serving.front.generation import best_first
 from serving.front.handling import Handling
 from serving.front.headers import response_headers, stream_headers
@@ -18,11 +19,13 @@ from serving.front.model import LoadedModel
 from serving.front.responses import error_body, json_response
 from serving.front.streaming import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event_stream, frame
 from serving.front.text.sequence_text import SequenceText, TokenEvent
+from serving.front.text.tokenization import Tokenizer
 from serving.front.tgi.schema import (
     BestOfSequence,
     Details,
     GenerateRequest,
     GenerateResponse,
+    PrefillToken,
     StreamDetails,
     StreamResponse,
 )
@@ -47,7 +50,7 @@ def json_or_stream(
         generation.run()
         best, *others = best_first(generation.sequences)
         headers = response_headers(model.info, [request], [best], handling.started)
-        content = _response(request, best, others, prefix)
+        content = _response(request, best, others, prefix, model.tokenizer)
         handling.succeed()
         return json_response([content] if as_list else content, headers=headers)
 
@@ -55,15 +58,25 @@ def json_or_stream(
 def _validate(
     front: Front, model: LoadedModel, body: GenerateRequest, stream: bool
 ) -> ValidRequest:
-    parameters = body.parameters
-    shows_tokens = stream or parameters.details or parameters.decoder_input_details
+    parameters, settings = body.parameters, front.settings
+    shows_prompt = parameters.decoder_input_details
     return validate(
-        body.inputs, parameters, model, front.settings, stream=stream, logprobs=shows_tokens
+        body.inputs,
+        parameters,
+        model,
+        settings,
+        stream=stream,
+        logprobs=stream or parameters.details or shows_prompt,
+        prompt_logprobs=shows_prompt and settings.enable_prefill_logprobs,
     )
 
 
 def _response(
-    request: ValidRequest, best: SequenceText, others: Sequence[SequenceText], prefix: str
+    request: ValidRequest,
+    best: SequenceText,
+    others: Sequence[SequenceText],
+    prefix: str,
+    tokenizer: Tokenizer,
 ) -> GenerateResponse:
     parameters = request.parameters
     if not (parameters.details or parameters.decoder_input_details):
@@ -72,24 +85,35 @@ def _response(
         finish_reason=best.end.reason,
         generated_tokens=len(best.tokens),
         seed=best.seed,
-        prefill=[],
+        prefill=_prefill(best, tokenizer),
         tokens=best.tokens,
-        best_of_sequences=[_rejected(other, prefix) for other in others] or UNSET,
+        best_of_sequences=[_rejected(other, prefix, tokenizer) for other in others] or UNSET,
         top_tokens=best.top_tokens or UNSET,
     )
     return GenerateResponse(prefix + best.text, details)
 
 
-def _rejected(sequence: SequenceText, prefix: str) -> BestOfSequence:
+def _rejected(sequence: SequenceText, prefix: str, tokenizer: Tokenizer) -> BestOfSequence:
     return BestOfSequence(
         generated_text=prefix + sequence.text,
         finish_reason=sequence.end.reason,
         generated_tokens=len(sequence.tokens),
         seed=sequence.seed,
-        prefill=[],
+        prefill=_prefill(sequence, tokenizer),
         tokens=sequence.tokens,
         top_tokens=sequence.top_tokens or UNSET,
     )
+
+
+def _prefill(sequence: SequenceText, tokenizer: Tokenizer) -> list[PrefillToken]:
+    """The prompt, each token decoded alone; empty unless its log-probabilities were asked for."""
+    if not sequence.request.prompt_logprobs:
+        return []
+    logprobs = [None, *map(shortest, sequence.prompt_logprobs)]
+    return [
+        PrefillToken(token_id, tokenizer.decode([token_id]), logprob)
+        for token_id, logprob in zip(sequence.request.token_ids, logprobs, strict=True)
+    ]
 
 
 def _frames(

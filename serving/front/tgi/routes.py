@@ -6,6 +6,7 @@ Runs in the front. Comes in: HTTP requests on /, /generate, /generate_stream, /t
 """
 
 from functools import partial
+from pathlib import Path
 
 import flask
 
@@ -13,7 +14,9 @@ import serving
 from serving.errors import ErrorKind, RequestError
 from serving.front.bodies import read_body
 from serving.front.context import Front
+from serving.front.openai.parameters import chat_prompt
 from serving.front.openai.schema import ChatRequest
+from serving.front.openai.tools import tool_use
 from serving.front.responses import empty_response, json_response
 from serving.front.tgi.generate import json_or_stream
 from serving.front.tgi.schema import (
@@ -76,9 +79,11 @@ def tokenize(front: Front) -> flask.Response:
 
 
 def chat_tokenize(front: Front) -> flask.Response:
-    """POST /chat_tokenize: the templated prompt and its tokens."""
+    """POST /chat_tokenize: the prompt as /v1/chat/completions writes it, and its tokens."""
     model = front.loaded_model()
-    text = model.chat_template.render(read_body(ChatRequest).messages)
+    body = read_body(ChatRequest)
+    front.metrics.request_count.inc()  # TGI counts it, unlike /tokenize
+    text = chat_prompt(body, model, tool_use(body, model.tool_dialect))
     return json_response(ChatTokenizeResponse(model.tokenizer.items(text, False), text))
 
 
@@ -88,7 +93,7 @@ def info(front: Front) -> flask.Response:
     return json_response(
         Info(
             model_id=model.name,
-            model_sha=None,
+            model_sha=_snapshot(model.info.model_path),
             model_pipeline_tag=None,
             max_concurrent_requests=settings.max_concurrent_requests,
             max_best_of=settings.max_best_of,
@@ -100,6 +105,12 @@ def info(front: Front) -> flask.Response:
             version=serving.__version__,
         )
     )
+
+
+def _snapshot(model_path: str) -> str | None:
+    """The commit in a path of the Hub's cache, `.../snapshots/<commit>`; None anywhere else."""
+    path = Path(model_path)
+    return path.name if path.parent.name == "snapshots" else None
 
 
 def health(front: Front) -> flask.Response:

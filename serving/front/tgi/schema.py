@@ -80,6 +80,19 @@ class CompatGenerateRequest(GenerateRequest, frozen=True, kw_only=True):
     stream: bool = False
 
 
+class VertexInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt among the instances of /vertex; the other form is a chat request."""
+
+    inputs: str
+    parameters: GenerateParameters | None = None
+
+
+class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of /vertex; each instance is parsed on its own."""
+
+    instances: list[msgspec.Raw]
+
+
 # --- responses -----------------------------------------------------------------------------------
 
 
@@ -171,6 +184,12 @@ class ChatTokenizeResponse(msgspec.Struct, frozen=True):
 
     tokenize_response: list[TokenizedItem]
     templated_text: str
+
+
+class VertexResponse(msgspec.Struct, frozen=True):
+    """Body of a response of /vertex; texts in the order of the instances."""
+
+    predictions: list[str]
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):

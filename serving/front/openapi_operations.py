@@ -1,0 +1,131 @@
+"""What each endpoint takes and answers, for the OpenAPI document.
+
+Runs in the front, data only. Comes in: nothing. Goes out: `OPERATIONS`, one entry per endpoint of
+the application; paths, methods and the need of a key are not repeated here: `openapi.py` takes
+them from the application. Next: `openapi_schemas.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from serving.front.openai.errors import OpenAIError, StreamError
+from serving.front.openai.response_schema import ModelList
+from serving.front.openai.schema import ChatRequest, CompletionRequest
+from serving.front.openapi_schemas import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    TextCompletion,
+)
+from serving.front.tgi.schema import (
+    ChatTokenizeResponse,
+    CompatGenerateRequest,
+    ErrorBody,
+    GenerateRequest,
+    GenerateResponse,
+    Info,
+    StreamResponse,
+    TokenizedItem,
+    VertexRequest,
+    VertexResponse,
+)
+
+PARSING = (400, 413, 415, 422)
+GENERATION = (*PARSING, 424, 429, 500, 503)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One endpoint; of several types each is possible."""
+
+    summary: str
+    body: tuple[Any, ...] = ()
+    answers: tuple[Any, ...] = ()  # JSON; none: an empty body
+    events: tuple[Any, ...] = ()  # data of the events of a stream
+    text: bool = False  # answers plain text
+    errors: tuple[int, ...] = ()  # statuses, 401 excepted
+    error_bodies: tuple[Any, ...] = (ErrorBody,)
+
+    @property
+    def terminated(self) -> bool:
+        """OpenAI's streams end with an event that is no JSON."""
+        return OpenAIError in self.error_bodies
+
+    @property
+    def json_errors_only(self) -> bool:
+        """OpenAI's routes have an object for every error."""
+        return self.error_bodies == (OpenAIError,)
+
+
+NATIVE_EVENTS = (StreamResponse, ErrorBody)
+CHAT_EVENTS = (ChatCompletionChunk, StreamError)
+COMPLETION_EVENTS = (TextCompletion, StreamError)
+HEALTH = Operation("Whether the server takes requests", errors=(503,))
+
+OPERATIONS = {
+    "tgi.compat_generate": Operation(
+        "Generate, as a list of one object or as a stream if `stream` is true",
+        (CompatGenerateRequest,),
+        (list[GenerateResponse],),
+        NATIVE_EVENTS,
+        errors=GENERATION,
+    ),
+    "tgi.generate": Operation(
+        "Generate", (GenerateRequest,), (GenerateResponse,), errors=GENERATION
+    ),
+    "tgi.generate_stream": Operation(
+        "Generate as a stream, an event per token",
+        (GenerateRequest,),
+        events=NATIVE_EVENTS,
+        errors=GENERATION,
+    ),
+    "tgi.tokenize": Operation(
+        "Tokenize a prompt",
+        (GenerateRequest,),
+        (list[TokenizedItem],),
+        errors=(*PARSING, 500, 503),
+    ),
+    "tgi.chat_tokenize": Operation(
+        "Apply the chat template and tokenize",
+        (ChatRequest,),
+        (ChatTokenizeResponse,),
+        errors=(*PARSING, 500, 503),
+    ),
+    "tgi.root_health": HEALTH,
+    "tgi.health": HEALTH,
+    "sagemaker.ping": HEALTH,
+    "tgi.info": Operation("The server and its model", answers=(Info,), errors=(503,)),
+    "tgi.metrics": Operation("Prometheus metrics", text=True),
+    "openai.chat": Operation(
+        "Answer a chat, streamed if `stream` is true",
+        (ChatRequest,),
+        (ChatCompletion,),
+        CHAT_EVENTS,
+        errors=GENERATION,
+        error_bodies=(OpenAIError,),
+    ),
+    "openai.completions": Operation(
+        "Complete prompts, streamed if `stream` is true",
+        (CompletionRequest,),
+        (TextCompletion,),
+        COMPLETION_EVENTS,
+        errors=GENERATION,
+        error_bodies=(OpenAIError,),
+    ),
+    "openai.models": Operation(
+        "The one model", answers=(ModelList,), errors=(503,), error_bodies=(OpenAIError,)
+    ),
+    "sagemaker.invocations": Operation(
+        "SageMaker: the body's shape decides what answers",
+        (CompatGenerateRequest, ChatRequest, CompletionRequest),
+        (list[GenerateResponse], ChatCompletion, TextCompletion),
+        (*NATIVE_EVENTS, *CHAT_EVENTS, TextCompletion),
+        errors=GENERATION,
+        error_bodies=(ErrorBody, OpenAIError),
+    ),
+    "vertex.predict": Operation(
+        "Vertex AI: generate for every instance",
+        (VertexRequest,),
+        (VertexResponse,),
+        errors=GENERATION,
+    ),
+}
