@@ -13,7 +13,7 @@ from serving.engine.mailbox import Mailbox
 from serving.engine.model_runner import ModelRunner
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
-from serving.engine.step_metrics import StepMetrics
+from serving.engine.step_metrics import StepMetrics, StepTimes
 from serving.protocol.messages import Abort, Delta, EngineInfo, FailureKind, Generate
 
 log = logging.getLogger(__name__)
@@ -71,10 +71,23 @@ class EngineLoop:
         if plan is None:
             return
         masks = self._guidance.masks(self._scheduler.sampling())
+        scheduled = time.perf_counter()
         result = self._runner.execute(plan, masks)
-        self._reply(self._scheduler.complete(result.choice))
-        seconds = time.perf_counter() - started
-        self._metrics.observe(self._scheduler, seconds, result.forward_seconds)
+        executed = time.perf_counter()
+        deltas = self._scheduler.complete(result.choice)
+        completed = time.perf_counter()
+        self._reply(deltas)
+        replied = time.perf_counter()
+        self._metrics.observe(
+            self._scheduler,
+            StepTimes(
+                whole=replied - started,
+                schedule=scheduled - started,
+                forward=result.forward_seconds,
+                complete=completed - executed,
+                reply=replied - completed,
+            ),
+        )
         if not self._scheduler.num_live:
             self._rest()
 

@@ -3,8 +3,21 @@
 Rank 0. Called by `loop.py` once per step; the series themselves are in `serving/metrics.py`.
 """
 
+from dataclasses import dataclass
+
 from serving.engine.scheduler import Scheduler
 from serving.metrics import EngineMetrics, Method
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one step and of its parts."""
+
+    whole: float
+    schedule: float
+    forward: float  # forward pass and choice
+    complete: float  # tokens appended, ends found
+    reply: float
 
 
 class StepMetrics:
@@ -14,16 +27,19 @@ class StepMetrics:
         self._metrics = metrics
         self._prefix_hits = 0
 
-    def observe(self, scheduler: Scheduler, seconds: float, forward_seconds: float) -> None:
+    def observe(self, scheduler: Scheduler, times: StepTimes) -> None:
         """Record one finished step and the sizes that it left."""
         counters = scheduler.counters
         method: Method = "prefill" if counters.prefilled else "decode"
         self._metrics.step_started(method)
-        self._metrics.step_done(method, seconds, forward_seconds)
+        self._metrics.step_done(method, times.whole, times.forward)
+        self._metrics.step_phases(method, times.complete, times.reply)
         if counters.admitted:
             hits = counters.prefix_hit_tokens
             self._metrics.joined(counters.admitted, hits - self._prefix_hits)
             self._prefix_hits = hits
+            if counters.admitted < scheduler.num_running:
+                self._metrics.concatenated(times.schedule)
         self.observe_sizes(scheduler)
 
     def observe_sizes(self, scheduler: Scheduler) -> None:
