@@ -16,6 +16,7 @@ from typing import Any
 
 START_SECONDS = 60
 STOP_SECONDS = 30
+API_KEY = "a-key"  # of servers that ask for one
 
 
 @dataclass
@@ -33,9 +34,9 @@ class LiveServer:
     def request(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> tuple[int, str]:
-        """(status, body) of one request; a body that is no string is sent as JSON."""
+        """(status, body) of one request; a body that is no text is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        data = body if isinstance(body, str) or body is None else json.dumps(body)
+        data = body if isinstance(body, str | bytes) or body is None else json.dumps(body)
         given = {"Content-Type": "application/json"} if headers is None else headers
         connection.request(method, path, data, given)
         answer = connection.getresponse()
@@ -68,6 +69,10 @@ class LiveServer:
             if line.split(" ")[0] == name:
                 return float(line.split(" ")[1])
         raise AssertionError(f"no metric {name}")
+
+    def wait_until_idle(self) -> None:
+        """Wait for all sequences to end."""
+        wait_for(lambda: self.metric("tgi_batch_current_size") == 0, "the engine to be idle", 10)
 
     def wait_until(self, status: int, path: str = "/health") -> None:
         """Wait for a status of a health route."""
