@@ -149,6 +149,9 @@ class EngineMetrics:
         self._prefix_hits = Counter(
             "tgi_prefix_cache_hit_tokens", "Prompt tokens found in the cache", registry=registry
         )
+        self._preemptions = Counter(
+            "tgi_preemptions", "Sequences set back because the KV pool was full", registry=registry
+        )
         self._restarts = Counter(
             "tgi_engine_restarts", "Engines started after the first", registry=registry
         )
@@ -184,6 +187,10 @@ class EngineMetrics:
         """Count a step at which sequences joined others that were running; seconds it took."""
         self._concat.inc()
         self._concat_duration["decode"].observe(duration)
+
+    def preempted(self, sequences: int) -> None:
+        """Count sequences that were set back at one step."""
+        self._preemptions.inc(sequences)
 
     def skipped(self, tokens: int) -> None:
         """Observe the speculative tokens that one sequence accepted in one step."""

@@ -26,6 +26,7 @@ class StepMetrics:
     def __init__(self, metrics: EngineMetrics) -> None:
         self._metrics = metrics
         self._prefix_hits = 0
+        self._preemptions = 0
 
     def observe(self, scheduler: Scheduler, times: StepTimes) -> None:
         """Record one finished step and the sizes that it left."""
@@ -40,6 +41,9 @@ class StepMetrics:
             self._prefix_hits = hits
             if counters.admitted < scheduler.num_running:
                 self._metrics.concatenated(times.schedule)
+        if counters.preemptions > self._preemptions:
+            self._metrics.preempted(counters.preemptions - self._preemptions)
+            self._preemptions = counters.preemptions
         self.observe_sizes(scheduler)
 
     def observe_sizes(self, scheduler: Scheduler) -> None:

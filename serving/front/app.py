@@ -14,9 +14,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.sansio.response import Response as AnyResponse
 
 from serving.errors import BodyError, ErrorKind, RequestError
-from serving.front import docs
 from serving.front.access import GENERATING, answer_preflight, cors_headers, require_api_key
 from serving.front.context import Front
+from serving.front.documentation import routes as documentation
 from serving.front.generation import ClientGone
 from serving.front.identity import identify
 from serving.front.observation import Observation
@@ -55,7 +55,7 @@ def create_app(front: Front) -> flask.Flask:
     if front.settings.api_key is not None:
         app.before_request(require_api_key(front.settings.api_key))
     app.after_request(cors_headers(front.settings.cors_allow_origin))
-    for module in (tgi_routes, openai_routes, sagemaker, vertex, docs):
+    for module in (tgi_routes, openai_routes, sagemaker, vertex, documentation):
         app.register_blueprint(module.blueprint(front))
     app.register_error_handler(RequestError, error_response)
     app.register_error_handler(BodyError, body_error_response)

@@ -12,7 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from serving.front.access import PROTECTED
 from serving.front.app import create_app
-from serving.front.docs import assets
+from serving.front.documentation.routes import assets
 from serving.front.text.tokenization import Tokenizer
 from tests.support.fake_engine import ScriptedEngine
 from tests.support.front_fixtures import MakeFront

@@ -299,6 +299,25 @@ class TestEcho:
         assert re.findall(rb'"text":"([^"]*)"', data) == [b"the", b" blue", b" sky"]
         assert re.findall(rb'"text_offset":(\[[^]]*\])', data) == [b"[0,0]", b"[3]", b"[8]"]
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_without_new_tokens_it_is_the_whole_answer(
+        self, client: FlaskClient, engine: ScriptedEngine, tokenizer: Tokenizer, stream: bool
+    ) -> None:
+        engine.answer(tokenizer, " blue")
+        body = {"prompt": "the sky", "echo": True, "max_tokens": 0, "logprobs": 0}
+        options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        response = client.post("/v1/completions", json=body | options)
+        assert response.status_code == 200
+        assert re.findall(rb'"text":"([^"]*)"', response.data) == [b"the sky"]
+        assert re.findall(rb'"token_logprobs":(\[[^]]*\])', response.data) == [b"[null,-0.25,-0.5]"]
+        assert b'"finish_reason":"length"' in response.data
+        assert b'"completion_tokens":0' in response.data
+        assert engine.submitted[0].stop.max_new_tokens == 1
+
+    def test_no_new_tokens_and_no_echo_is_refused(self, client: FlaskClient) -> None:
+        response = client.post("/v1/completions", json={"prompt": "the", "max_tokens": 0})
+        assert response.status_code == 422
+
 
 class TestErrors:
     """OpenAI's object and TGI's `error_type`, also where the body came by another route."""

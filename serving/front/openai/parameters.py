@@ -7,6 +7,8 @@ nothing about the answer. Next: `generation.py`.
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
 from serving.front.openai.response_format import output_grammar
@@ -79,6 +81,8 @@ def completion_requests(
     _refuse_any(_common_gaps(body))
     _refuse_any(_completion_gaps(body))
     parameters, grammar = _parameters(body, body.logprobs), output_grammar(body)
+    if body.only_echoes:
+        parameters = replace(parameters, max_new_tokens=1, stop=[])
     return [
         validate(
             prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt),
@@ -99,7 +103,6 @@ def completion_requests(
 def _parameters(body: OpenAIRequest, top_n_tokens: int | None) -> GenerateParameters:
     """Sampling is on unless temperature is 0, which switches every warper off."""
     greedy = body.temperature == 0
-    max_tokens = body.max_completion_tokens
     return GenerateParameters(
         do_sample=not greedy,
         temperature=None if greedy else body.temperature,
@@ -110,7 +113,7 @@ def _parameters(body: OpenAIRequest, top_n_tokens: int | None) -> GenerateParame
         output_presence_penalty=body.presence_penalty,
         # TGI takes a list and ignores it; OpenAI's form is a map.
         logit_bias=body.logit_bias if isinstance(body.logit_bias, dict) else None,
-        max_new_tokens=body.max_tokens if max_tokens is None else max_tokens,
+        max_new_tokens=body.token_limit,
         min_new_tokens=body.min_tokens,
         stop=[body.stop] if isinstance(body.stop, str) else body.stop or [],
         seed=body.seed,

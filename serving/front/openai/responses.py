@@ -207,6 +207,34 @@ class Completion(Shape):
         return max(0, offset)
 
 
+class EchoedPrompt(Completion):
+    """Completions of `max_tokens` 0 with `echo`: the prompt and its log-probabilities alone.
+
+    The engine computes a prompt by generating from it; its one token is not shown.
+    """
+
+    def response(
+        self, requests: Sequence[ValidRequest], sequences: Sequence[SequenceText]
+    ) -> Envelope:
+        """The whole response."""
+        choices = [
+            CompletionChoice(sequence.index, *self._echoed(sequence), "length")
+            for sequence in sequences
+        ]
+        return self.envelope(choices, prompt_usage(requests))
+
+    def chunks(self, event: TokenEvent) -> Iterator[Envelope]:
+        """The prompt is the only chunk."""
+        sequence = event.sequence
+        yield self.envelope([CompletionChoice(sequence.index, *self._echoed(sequence), "length")])
+
+    def usage_chunk(
+        self, requests: Sequence[ValidRequest], sequences: Sequence[SequenceText]
+    ) -> Envelope:
+        """See `Shape`."""
+        return self.envelope([], prompt_usage(requests))
+
+
 def _joined(
     first: CompletionLogprobs | None, second: CompletionLogprobs | None
 ) -> CompletionLogprobs | None:
@@ -230,6 +258,12 @@ def usage(requests: Sequence[ValidRequest], sequences: Sequence[SequenceText]) -
     prompt = sum(len(request.token_ids) for request in requests)
     completion = sum(len(sequence.tokens) for sequence in sequences)
     return Usage(prompt, completion, prompt + completion)
+
+
+def prompt_usage(requests: Sequence[ValidRequest]) -> Usage:
+    """Token counts where nothing was generated for the client."""
+    prompt = sum(len(request.token_ids) for request in requests)
+    return Usage(prompt, 0, prompt)
 
 
 def _with_candidates(sequence: SequenceText) -> list[tuple[Token, list[Token]]]:

@@ -27,7 +27,7 @@ from serving.front.openai.errors import (
 )
 from serving.front.openai.parameters import chat_request, completion_requests
 from serving.front.openai.response_schema import ModelCard, ModelList
-from serving.front.openai.responses import Chat, Completion, Shape
+from serving.front.openai.responses import Chat, Completion, EchoedPrompt, Shape
 from serving.front.openai.schema import ChatRequest, CompletionRequest
 from serving.front.openai.tool_chat import ToolChat
 from serving.front.openai.tools import tool_use
@@ -85,7 +85,8 @@ def completion_response(front: Front, body: CompletionRequest) -> flask.Response
 
     def prepare() -> Prepared:
         requests = completion_requests(body, model, front.settings)
-        return Completion(body, model, requests), requests
+        shape = EchoedPrompt if body.only_echoes else Completion
+        return shape(body, model, requests), requests
 
     with openai_errors():
         model = front.serving_model()

@@ -133,6 +133,12 @@ class OpenAIRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"`seed` must be <= {LARGEST_SEED}. Given: {self.seed}")
 
     @property
+    def token_limit(self) -> int | None:
+        """`max_tokens` under either name."""
+        given = self.max_completion_tokens
+        return self.max_tokens if given is None else given
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -165,6 +171,11 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     suffix: str | None = None
     echo: bool | None = None
     best_of: Unsigned32 | None = None
+
+    @property
+    def only_echoes(self) -> bool:
+        """Whether nothing is wanted but the prompt itself, usually with its log-probabilities."""
+        return bool(self.echo) and self.token_limit == 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 Runs in the front. Comes in: /api-doc/openapi.json, /docs and what its page loads. Goes out: the
 OpenAPI document of this server, and Swagger UI from installed files: a browser talks to nobody
-else. Next: `openapi.py`.
+else. Next: `document.py`.
 """
 
 import importlib.util
@@ -13,10 +13,10 @@ from pathlib import Path
 import flask
 
 from serving.front.context import Front
-from serving.front.openapi import document
+from serving.front.documentation.document import document
 from serving.front.responses import json_response
 
-OURS = Path(__file__).parent / "docs_assets"
+OURS = Path(__file__).parent / "assets"
 MAX_AGE_SECONDS = 3600
 # The page loads from here only; Swagger UI writes styles and inline images itself.
 POLICY = (

@@ -1,21 +1,21 @@
 """What each endpoint takes and answers, for the OpenAPI document.
 
 Runs in the front, data only. Comes in: nothing. Goes out: `OPERATIONS`, one entry per endpoint of
-the application; paths, methods and the need of a key are not repeated here: `openapi.py` takes
-them from the application. Next: `openapi_schemas.py`.
+the application; paths, methods and the need of a key are not repeated here: `document.py` takes
+them from the application. Next: `schemas.py`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from serving.front.openai.errors import OpenAIError, StreamError
-from serving.front.openai.response_schema import ModelList
-from serving.front.openai.schema import ChatRequest, CompletionRequest
-from serving.front.openapi_schemas import (
+from serving.front.documentation.schemas import (
     ChatCompletion,
     ChatCompletionChunk,
     TextCompletion,
 )
+from serving.front.openai.errors import OpenAIError, StreamError
+from serving.front.openai.response_schema import ModelList
+from serving.front.openai.schema import ChatRequest, CompletionRequest
 from serving.front.tgi.schema import (
     ChatTokenizeResponse,
     CompatGenerateRequest,

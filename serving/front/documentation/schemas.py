@@ -3,7 +3,7 @@
 Runs in the front, pure. Comes in: structs, and the settings that bound values. Goes out: the
 `components.schemas` of the OpenAPI document. The structs carry types only, because TGI answers a
 wrong type and a value out of range in different ways; the ranges that `validation.py` checks are
-added here. Next: `openapi.py`.
+added here. Next: `document.py`.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 Runs in the front, pure. Comes in: the application's URL map, which alone decides what exists, and
 the settings. Goes out: the document as plain data. It is OpenAPI 3.1, not TGI's 3.0.3: the
 schemas come from the structs that parse the bodies, and those are JSON Schema 2020-12, of which
-only 3.1 is a superset. Next: `openapi_operations.py`, `openapi_schemas.py`.
+only 3.1 is a superset. Next: `operations.py`, `schemas.py`.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from werkzeug.routing import Map, Rule
 
 import serving
 from serving.front.access import GENERATING, PROTECTED
-from serving.front.openapi_operations import OPERATIONS, Operation
-from serving.front.openapi_schemas import components, reference
+from serving.front.documentation.operations import OPERATIONS, Operation
+from serving.front.documentation.schemas import components, reference
 from serving.settings import Settings
 
 VERSION = "3.1.0"
