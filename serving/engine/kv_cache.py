@@ -29,22 +29,28 @@ class KvShape:
     block_size: int
     head_dim: int
     dtype: torch.dtype
+    value_dim: int | None = None  # where values are not as wide as keys; 0: there are none
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Size of a cached key and of a cached value."""
+        return self.head_dim, self.head_dim if self.value_dim is None else self.value_dim
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""
-        elements = self.layers * 2 * self.kv_heads * self.block_size * self.head_dim
+        elements = self.layers * self.kv_heads * self.block_size * sum(self.dims)
         return elements * self.dtype.itemsize
 
 
 def allocate(shape: KvShape, num_blocks: int, device: torch.device) -> list[KvLayer]:
     """Zeroed pool of `num_blocks` blocks: one (keys, values) pair per layer."""
-    size = (num_blocks, shape.kv_heads, shape.block_size, shape.head_dim)
 
-    def filled() -> torch.Tensor:
+    def filled(dim: int) -> torch.Tensor:
+        size = (num_blocks, shape.kv_heads, shape.block_size, dim)
         return torch.empty(size, dtype=shape.dtype, device=device).zero_()
 
-    return [KvLayer(filled(), filled()) for _ in range(shape.layers)]
+    return [KvLayer(*map(filled, shape.dims)) for _ in range(shape.layers)]
 
 
 def default_pool_tokens(

@@ -13,6 +13,15 @@ from serving.models.spec import Config
 from serving.settings import Settings
 
 PHASE = "model configuration"
+# Where configs state how many positions there are. The first that is there counts: Command R gives
+# its trained length as `model_max_length`, and less in `max_position_embeddings`.
+POSITION_KEYS = (
+    "model_max_length", "max_sequence_length", "max_position_embeddings", "n_positions",
+    "max_seq_len", "seq_length", "n_ctx",
+)  # fmt: skip
+WITHOUT_POSITIONS = ("t5", "mt5", "umt5", "mamba", "falcon_mamba", "mamba2")
+UNSTATED_POSITIONS = 2048  # ALiBi models were trained on as many, T5 on fewer
+NO_TOKENIZER_LIMIT = 1e9  # tokenizers without a limit state 1e30
 
 
 def read_config(directory: Path, settings: Settings) -> Config:
@@ -36,12 +45,54 @@ def read_config(directory: Path, settings: Settings) -> Config:
 
 
 def context_length(directory: Path, config: Config, settings: Settings) -> int:
-    """Longest sequence that model, tokenizer and --rope-factor allow."""
-    limit = int(config["max_position_embeddings"])
+    """Longest sequence that model, tokenizer and --rope-factor allow.
+
+    A sliding window is no limit: it bounds what one position sees, not how many there are. A model
+    without position limit takes as many tokens as --max-total-tokens says.
+    """
+    declared = declared_positions(config)
+    if declared is None:
+        return settings.max_total_tokens or UNSTATED_POSITIONS
     if settings.rope_factor:
-        limit = int(limit * settings.rope_factor)
-    tokenizer_limit = read_json(directory / "tokenizer_config.json").get("model_max_length")
-    return min(limit, int(tokenizer_limit)) if tokenizer_limit else limit
+        return int(declared * settings.rope_factor)
+    limit = read_json(directory / "tokenizer_config.json").get("model_max_length")
+    if isinstance(limit, int | float) and 0 < limit < NO_TOKENIZER_LIMIT:
+        return min(declared, int(limit))
+    return declared
+
+
+def declared_positions(config: Config) -> int | None:
+    """Positions that config.json states, extended by its rotary scaling; None if there is no limit.
+
+    None for relative position biases and state-space models, and where nothing is stated (ALiBi).
+    """
+    if config.get("model_type") in WITHOUT_POSITIONS:
+        return None
+    stated = [int(config[key]) for key in POSITION_KEYS if _is_count(config.get(key))]
+    return _scaled(config, stated[0]) if stated else None
+
+
+def _scaled(config: Config, stated: int) -> int:
+    """`stated` positions with the model's own rotary scaling.
+
+    YaRN and dynamic scaling state what the model was trained on before it was scaled, which
+    `original_max_position_embeddings` may state as well. With linear scaling published configs
+    state the scaled length, unless they give the original too. Llama 3's and long rope's always
+    state it.
+    """
+    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    factor = scaling.get("factor")
+    original = scaling.get("original_max_position_embeddings")
+    if kind not in ("linear", "dynamic", "yarn") or not factor:
+        return stated
+    if not original and kind == "linear":
+        return stated
+    return max(stated, int((original or stated) * factor))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def end_token_ids(directory: Path, config: Config) -> list[int]:

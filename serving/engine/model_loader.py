@@ -15,13 +15,16 @@ import torch
 from serving.engine import model_files
 from serving.engine.kv_cache import KvShape
 from serving.engine.launcher_reports import LauncherReports
+from serving.engine.transformers_loader import check_undeclared, load_undeclared, positions
 from serving.errors import StartupError
 from serving.kernels.dispatch import choose_ops
 from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
-from serving.models.decoder import Decoder, LoadContext, kv_heads_of_rank
-from serving.models.registry import family_of
+from serving.models.block_loader import LoadContext
+from serving.models.causal_model import CausalModel
+from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
+from serving.models.registry import family_of, model_types
 from serving.models.spec import (
     Config,
     DecoderSpec,
@@ -44,7 +47,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 class LoadedModel:
     """A model ready to run, and what the later start-up phases must know of it."""
 
-    decoder: Decoder
+    decoder: CausalModel
     shape: KvShape
     ops: TorchOps
     device: torch.device
@@ -61,22 +64,25 @@ def load_model(
     """Read configuration and weights of this rank."""
     reports.begin(model_files.PHASE)
     config = model_files.read_config(path, settings)
+    if config.get("model_type") not in model_types():
+        return _load_undeclared(settings, config, path, shard, reports)
     family, spec = read_spec(config)
     context_length = model_files.context_length(path, config, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports.begin("kernels")
     ops = choose_ops(device, settings.disable_custom_kernels)
     reports.begin("weights")
-    dtype = model_dtype(settings, config, path, family.names)
+    names = family.names_of(config)
+    dtype = model_dtype(settings, config, path, names)
     source = Checkpoint(path, dtype, device)
-    shapes = expected_shapes(spec, family.names)
-    source.check(shapes, family.names)
+    shapes = expected_shapes(spec, names)
+    source.check(shapes, names)
     weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     if device.type == "cpu":
         torch.set_num_threads(useful_threads(weight_bytes, torch.get_num_threads()))
     matmul = matmul_factory(device, dtype)
     with torch.inference_mode():
-        load = LoadContext(spec, family.names, source, shard, ops, matmul)
+        load = LoadContext(spec, names, source, shard, ops, matmul)
         decoder = Decoder(load, context_length, device)
     log.info(
         "model loaded",
@@ -92,6 +98,34 @@ def load_model(
         context_length=context_length,
         end_token_ids=model_files.end_token_ids(path, config),
         padded_rows=padded_rows if matmul is PackedMatmul else int,
+    )
+
+
+def _load_undeclared(
+    settings: Settings, config: Config, path: Path, shard: ShardContext, reports: LauncherReports
+) -> LoadedModel:
+    """The same through transformers' modelling code, for an architecture that is not declared."""
+    loaded = check_undeclared(config, shard)
+    limits = config | {"max_position_embeddings": positions(config, loaded)}
+    context_length = model_files.context_length(path, limits, settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reports.begin("kernels")
+    ops = choose_ops(device, settings.disable_custom_kernels)
+    reports.begin("weights")
+    model = load_undeclared(config, loaded, path, DTYPES.get(settings.dtype), ops, device)
+    if device.type == "cpu":
+        torch.set_num_threads(useful_threads(model.weight_bytes, torch.get_num_threads()))
+    spec = model.decoder.spec
+    return LoadedModel(
+        decoder=model.decoder,
+        shape=KvShape(spec.layers, spec.kv_heads, settings.block_size, spec.head_dim, model.dtype),
+        ops=ops,
+        device=device,
+        dtype=model.dtype,
+        weight_bytes=model.weight_bytes,
+        context_length=context_length,
+        end_token_ids=model_files.end_token_ids(path, config),
+        padded_rows=int,
     )
 
 
@@ -130,4 +164,5 @@ def _kv_shape(
     spec: DecoderSpec, shard: ShardContext, block_size: int, dtype: torch.dtype
 ) -> KvShape:
     heads = kv_heads_of_rank(spec, shard)
-    return KvShape(spec.layers, heads, block_size, spec.attention.head_dim, dtype)
+    key_dim, value_dim = kv_dims(spec)
+    return KvShape(len(spec.layers), heads, block_size, key_dim, dtype, value_dim)

@@ -19,7 +19,7 @@ from serving.engine.plan import Choice, Plan
 from serving.engine.sampler import Sampler
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.layers.attention import KvLayer
-from serving.models.decoder import Decoder
+from serving.models.causal_model import CausalModel
 
 SCORED_AT_ONCE = 128  # prompt tokens whose whole distributions are held at a time
 
@@ -37,7 +37,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: CausalModel,
         kv: list[KvLayer],
         table: RowTable,
         sampler: Sampler,

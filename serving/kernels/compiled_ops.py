@@ -7,6 +7,7 @@ kernel is as fast as ours would be.
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
 
@@ -66,13 +67,14 @@ class CompiledOps(TorchOps):
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
         batch: AttentionBatch,
-        scale: float,
-        window: int,
+        rule: ScoreRule,
     ) -> torch.Tensor:
-        """See `TorchOps`; reads the blocks where they are, without gathering."""
+        """See `TorchOps`; reads the blocks where they are. Linear biases run there."""
+        if rule.slopes is not None:
+            return super().decode_attention(query, key_cache, value_cache, batch, rule)
         result: torch.Tensor = self._paged_decode(
             query, key_cache, value_cache, batch.block_tables, batch.context_lens,
-            scale, window, 0.0,
+            rule.scale, rule.window, rule.soft_cap,
         )  # fmt: skip
         return result
 

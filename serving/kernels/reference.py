@@ -6,6 +6,7 @@ One sequence at a time, one head group at a time, no tricks. Nothing on the serv
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.torch_attention import ScoreRule
 
 
 def paged_attention(
@@ -13,13 +14,12 @@ def paged_attention(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     batch: AttentionBatch,
-    scale: float,
-    window: int,
+    rule: ScoreRule,
 ) -> torch.Tensor:
     """Attention of every token of the batch over its own sequence.
 
     `query` [tokens, heads, head_dim]; caches [blocks, kv_heads, block_size, head_dim] already
-    holding the step's own keys and values; result as `query`. `window` 0 sees everything.
+    holding the step's own keys and values; result as `query`.
     """
     output = torch.empty_like(query)
     for row in range(batch.num_decodes):
@@ -27,15 +27,13 @@ def paged_attention(
         output[row : row + 1] = _one_sequence(
             query[row : row + 1],
             *_gather(key_cache, value_cache, batch.block_tables[row].long(), context),
-            scale,
-            window,
+            rule,
         )
     for chunk in batch.chunks:
         output[chunk.start : chunk.stop] = _one_sequence(
             query[chunk.start : chunk.stop],
             *_gather(key_cache, value_cache, chunk.blocks, chunk.context_len),
-            scale,
-            window,
+            rule,
         )
     return output
 
@@ -50,7 +48,7 @@ def _gather(
 
 
 def _one_sequence(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: ScoreRule
 ) -> torch.Tensor:
     """The last `len(query)` positions of a sequence attend to all of it, causally."""
     length, heads, _ = query.shape
@@ -58,11 +56,15 @@ def _one_sequence(
     group = heads // keys.shape[1]
     keys = keys.repeat_interleave(group, dim=1).float()
     values = values.repeat_interleave(group, dim=1).float()
-    scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * scale
+    scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * rule.scale
+    if rule.soft_cap:
+        scores = rule.soft_cap * torch.tanh(scores / rule.soft_cap)
     own = torch.arange(context - length, context)[:, None]
     other = torch.arange(context)[None, :]
     visible = other <= own
-    if window:
-        visible &= other > own - window
+    if rule.window:
+        visible &= other > own - rule.window
+    if rule.slopes is not None:
+        scores = scores + rule.slopes[:, None, None] * (other - own)
     scores = scores.masked_fill(~visible, float("-inf"))
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values).to(query.dtype)

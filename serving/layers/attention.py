@@ -1,6 +1,6 @@
 """Self-attention of one layer: project, rotate, write KV, attend, project back.
 
-Assembled by `models/decoder.py`; the batch context comes in as an argument and goes on to the
+Assembled by `models/blocks.py`; the batch context comes in as an argument and goes on to the
 kernels (`kernels/torch_ops.py`). Heads are split over ranks; where there are fewer KV heads than
 ranks, several ranks hold the same KV head.
 """
@@ -10,9 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 from serving.layers.linear import ColumnLinear, RowLinear
+from serving.layers.norm import Norm
 from serving.layers.parallel import ShardContext
+
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin of the step's tokens
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,18 @@ class KvLayer:
 
 @dataclass(frozen=True)
 class HeadNorms:
-    """RMS norm weights [head_dim] over each query and each key head."""
+    """Norms of queries and keys; over every head, or over all heads of a token at once."""
 
-    query: torch.Tensor
-    key: torch.Tensor
-    eps: float
+    query: Norm
+    key: Norm
+    whole: bool
+
+    def apply(self, heads: torch.Tensor, norm: Norm) -> None:
+        """Normalise [tokens, heads, dim] in place."""
+        if self.whole:
+            heads.copy_(norm(heads.reshape(heads.shape[0], -1)).view(heads.shape))
+        else:
+            heads.copy_(norm(heads))
 
 
 def head_ranges(
@@ -56,29 +67,24 @@ class Attention:
     qkv: ColumnLinear
     out: RowLinear
     norms: HeadNorms | None
-    scale: float
-    window: int
+    clip: float
+    rule: ScoreRule
     ops: TorchOps
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        kv: KvLayer,
-        batch: AttentionBatch,
+        self, x: torch.Tensor, rotary: Rotary | None, kv: KvLayer, batch: AttentionBatch
     ) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]; writes this step's keys and values into `kv`."""
         qkv = self.qkv(x)
-        if self.norms:
-            self._normalise_heads(qkv, self.norms)
-        self.ops.rope_and_write(qkv, self.layout, cos, sin, kv.keys, kv.values, batch)
-        context = self.ops.attention(
-            qkv, self.layout, kv.keys, kv.values, batch, self.scale, self.window
-        )
+        if self.clip:
+            qkv.clamp_(-self.clip, self.clip)
+        if self.norms is not None:
+            query, key, _ = self.layout.split(qkv)
+            self.norms.apply(query, self.norms.query)
+            self.norms.apply(key, self.norms.key)
+        if rotary is None:
+            self.ops.write(qkv, self.layout, kv.keys, kv.values, batch)
+        else:
+            self.ops.rope_and_write(qkv, self.layout, *rotary, kv.keys, kv.values, batch)
+        context = self.ops.attention(qkv, self.layout, kv.keys, kv.values, batch, self.rule)
         return self.out(context)
-
-    def _normalise_heads(self, qkv: torch.Tensor, norms: HeadNorms) -> None:
-        query, key, _ = self.layout.split(qkv)
-        query.copy_(self.ops.rms_norm(query, norms.query, norms.eps))
-        key.copy_(self.ops.rms_norm(key, norms.key, norms.eps))

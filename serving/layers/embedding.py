@@ -41,12 +41,20 @@ class Head:
     """Vocabulary-parallel projection to logits, gathered so that every rank has them all."""
 
     def __init__(
-        self, weight: torch.Tensor, vocab_size: int, shard: ShardContext, matmul: MatmulFactory
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        vocab_size: int,
+        shard: ShardContext,
+        matmul: MatmulFactory,
     ) -> None:
-        """`weight`: this rank's rows of the vocabulary, [rows, hidden]."""
+        """`weight`, `bias`: this rank's rows of the vocabulary, [rows, hidden] and [rows]."""
         _, _, width = vocabulary_range(vocab_size, shard)
         padding = width - weight.shape[0]
-        self._matmul = matmul(F.pad(weight, (0, 0, 0, padding)) if padding else weight, None)
+        if padding:
+            weight = F.pad(weight, (0, 0, 0, padding))
+            bias = None if bias is None else F.pad(bias, (0, padding))
+        self._matmul = matmul(weight, bias)
         self._vocab_size = vocab_size
         self._shard = shard
 

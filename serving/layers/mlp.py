@@ -1,10 +1,10 @@
-"""Gated feed-forward of one layer, its intermediate dimension split over ranks."""
+"""Feed-forward networks of one layer, their intermediate dimension split over ranks."""
 
 from dataclasses import dataclass
 
 import torch
 
-from serving.kernels.torch_ops import TorchOps
+from serving.kernels.torch_ops import ACTIVATIONS, TorchOps
 from serving.layers.linear import ColumnLinear, RowLinear
 
 
@@ -20,3 +20,16 @@ class GatedMlp:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
         return self.down(self.ops.gated(self.gate_up(x), self.activation))
+
+
+@dataclass(frozen=True)
+class PlainMlp:
+    """down(activation(up(x)))."""
+
+    up: ColumnLinear
+    down: RowLinear
+    activation: str
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] to [tokens, hidden]."""
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))

@@ -15,11 +15,14 @@ from serving.models.spec import RopeSpec
 def rotary_table(rope: RopeSpec, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(cos, sin), each float32 [positions, dim / 2]."""
     steps = torch.arange(positions, dtype=torch.float32)
+    scale = 1.0
     if rope.kind == "dynamic":
         angles = _dynamic_angles(rope, steps)
+    elif rope.kind == "longrope":
+        angles, scale = _longrope_angles(rope, steps), _longrope_scale(rope)
     else:
         angles = steps[:, None] * inverse_frequencies(rope)
-    scale = _yarn_scale(rope) if rope.kind == "yarn" else 1.0
+        scale = _yarn_scale(rope) if rope.kind == "yarn" else 1.0
     return angles.cos() * scale, angles.sin() * scale
 
 
@@ -50,6 +53,26 @@ def _dynamic_angles(rope: RopeSpec, steps: torch.Tensor) -> torch.Tensor:
     theta = rope.theta * growth ** (rope.dim / (rope.dim - 2))
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim
     return steps[:, None] / theta[:, None] ** exponents
+
+
+def _longrope_angles(rope: RopeSpec, steps: torch.Tensor) -> torch.Tensor:
+    """Frequencies divided by one list of factors within the trained context, by another beyond.
+
+    The token's own position decides, as in TGI, so that cached keys stay valid.
+    """
+    base = _frequencies(rope.theta, rope.dim)
+    short, long = base / torch.tensor(rope.short_factors), base / torch.tensor(rope.long_factors)
+    within = (steps < rope.original_max_positions)[:, None]
+    return steps[:, None] * torch.where(within, short, long)
+
+
+def _longrope_scale(rope: RopeSpec) -> float:
+    """Scale of cos and sin for a context `factor` times the trained one."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1.0:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_positions))
 
 
 def _llama3(rope: RopeSpec, base: torch.Tensor) -> torch.Tensor:

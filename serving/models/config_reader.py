@@ -3,7 +3,19 @@
 Used by `families/*.py`. No torch. Raises `UnsupportedConfig` naming the key and its value.
 """
 
-from serving.models.spec import Activation, Config, RopeSpec, UnsupportedConfig
+from dataclasses import replace
+
+from serving.models.spec import (
+    Activation,
+    Config,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    MoeSpec,
+    RopeKind,
+    RopeSpec,
+    UnsupportedConfig,
+)
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -13,7 +25,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
+
+
+ROPE_KINDS: tuple[RopeKind, ...] = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def required(config: Config, key: str) -> int:
@@ -48,13 +64,27 @@ def kv_heads(config: Config) -> int:
     return int(count)
 
 
-def activation(config: Config) -> Activation:
+def activation(config: Config, key: str = "hidden_act", default: str = "silu") -> Activation:
     """Activation of the feed-forward part."""
-    name = config.get("hidden_act", "silu")
+    name = config.get(key) or default
     if name not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
-        raise UnsupportedConfig(f"`hidden_act` '{name}' is not supported; known: {known}")
+        raise UnsupportedConfig(f"`{key}` '{name}' is not supported; known: {known}")
     return ACTIVATIONS[name]
+
+
+def uniform_layers(
+    config: Config, mlp: MlpSpec | MoeSpec, window: int = 0
+) -> tuple[LayerSpec, ...]:
+    """Layers that are all alike."""
+    return (LayerSpec(mlp, window),) * required(config, "num_hidden_layers")
+
+
+def refuse(config: Config, key: str, *allowed: object) -> None:
+    """Raise `UnsupportedConfig` if `key` is there with another value than the `allowed` ones."""
+    if key in config and config[key] not in allowed:
+        shown = ", ".join(str(value) for value in allowed)
+        raise UnsupportedConfig(f"`{key}` must be {shown}. Given: {config[key]}")
 
 
 def rope(config: Config, dim: int) -> RopeSpec:
@@ -66,11 +96,14 @@ def rope(config: Config, dim: int) -> RopeSpec:
     theta = float(parameters["rope_theta"])
     if kind == "default":
         return RopeSpec(theta, dim)
-    if kind not in ("linear", "dynamic", "llama3", "yarn"):
+    if kind == "su":
+        kind = "longrope"  # its name in the first Phi-3 checkpoints
+    if kind not in ROPE_KINDS:
         raise UnsupportedConfig(
-            f"rope type '{kind}' is not supported; known: default, linear, dynamic, llama3, yarn"
+            f"rope type '{kind}' is not supported; known: default, {', '.join(ROPE_KINDS)}"
         )
     original = parameters.get("original_max_position_embeddings")
+    original = original or config.get("original_max_position_embeddings")
     return RopeSpec(
         theta,
         dim,
@@ -85,7 +118,15 @@ def rope(config: Config, dim: int) -> RopeSpec:
         mscale=float(parameters.get("mscale") or 0.0),
         mscale_all_dim=float(parameters.get("mscale_all_dim") or 0.0),
         truncate=bool(parameters.get("truncate", True)),
+        short_factors=tuple(parameters.get("short_factor") or ()),
+        long_factors=tuple(parameters.get("long_factor") or ()),
     )
+
+
+def with_windows(spec: DecoderSpec, windows: tuple[int, ...]) -> DecoderSpec:
+    """The same decoder with an attention window for each layer."""
+    layers = zip(spec.layers, windows, strict=True)
+    return replace(spec, layers=tuple(replace(layer, window=window) for layer, window in layers))
 
 
 def layer_windows(config: Config, default_sliding: bool) -> tuple[int, ...]:

@@ -1,62 +1,37 @@
-"""The one torch module that interprets a `DecoderSpec`: every declared family runs through here.
+"""The model that a `DecoderSpec` describes: every declared family runs through here.
 
-Built by `engine/process.py` from a spec, weight names and a checkpoint; called by
-`engine/model_runner.py` once per step with a flat token axis. Norms and residuals are here, the
-rest is in `layers/`. No training, hence plain classes instead of `nn.Module`.
+Built by `engine/model_loader.py` from a spec, weight names and a checkpoint; called by
+`engine/model_runner.py` once per step with a flat token axis. The layers are `blocks.py`, read by
+`block_loader.py`. No training, hence plain classes instead of `nn.Module`.
 """
 
-from dataclasses import dataclass
-
 import torch
+import torch.nn.functional as F
 
 from serving.kernels.attention_batch import AttentionBatch
-from serving.kernels.torch_ops import HeadLayout, TorchOps
-from serving.layers.attention import Attention, HeadNorms, KvLayer, head_ranges
+from serving.layers.attention import KvLayer, Rotary, head_ranges
 from serving.layers.embedding import Embedding, Head, vocabulary_range
-from serving.layers.linear import ColumnLinear, MatmulFactory, RowLinear, Slice
-from serving.layers.mlp import GatedMlp
+from serving.layers.norm import NoNorm, Norm
 from serving.layers.parallel import ShardContext
 from serving.layers.rotary import rotary_table
-from serving.models.spec import DecoderSpec, WeightNames
-from serving.models.weights import Checkpoint
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer on one rank."""
-
-    attention_norm: torch.Tensor
-    attention: Attention
-    mlp_norm: torch.Tensor
-    mlp: GatedMlp
-
-
-@dataclass(frozen=True)
-class LoadContext:
-    """What every part of the model is built with."""
-
-    spec: DecoderSpec
-    names: WeightNames
-    source: Checkpoint
-    shard: ShardContext
-    ops: TorchOps
-    matmul: MatmulFactory
+from serving.models.block_loader import BlockLoader, LoadContext, load_norm
+from serving.models.blocks import LayerStep
+from serving.models.spec import DecoderSpec
 
 
 class Decoder:
     """A loaded model: token ids to hidden states, hidden states to logits."""
 
     def __init__(self, context: LoadContext, positions: int, device: torch.device) -> None:
-        """Read all weights of this rank. `positions`: length of the rotary table."""
-        spec, names, source = context.spec, context.names, context.source
+        """Read all weights of this rank. `positions`: length of the rotary tables."""
+        spec = context.spec
         self.spec = spec
-        self._ops = context.ops
-        self._embedding = Embedding(source, names.embedding, spec.vocab_size, context.shard)
-        self._layers = [_load_layer(context, i) for i in range(spec.layers)]
-        self._final_norm = source.vector(f"{names.final_norm}.weight")
-        self._head = _load_head(context, self._embedding)
-        cos, sin = rotary_table(spec.rope, positions)
-        self._cos, self._sin = cos.to(device), sin.to(device)
+        self._input = InputEmbedding(context)
+        loader = BlockLoader(context)
+        self._blocks = [loader.load(i) for i in range(len(spec.layers))]
+        self._output = OutputHead(context, self._input.embedding)
+        tables = [rotary_table(rope, positions) for rope in spec.ropes]
+        self._tables = [(cos.to(device), sin.to(device)) for cos, sin in tables]
 
     def forward(
         self, token_ids: torch.Tensor, kv: list[KvLayer], batch: AttentionBatch
@@ -65,91 +40,94 @@ class Decoder:
 
         Writes the step's keys and values into `kv`, one entry per layer.
         """
-        cos, sin = self._cos[batch.positions], self._sin[batch.positions]
-        ops, eps = self._ops, self.spec.norm_eps
-        residual = self._embedding(token_ids)
-        x = ops.rms_norm(residual, self._layers[0].attention_norm, eps)
-        for i, layer in enumerate(self._layers):
-            if i:
-                x = ops.add_rms_norm(x, residual, layer.attention_norm, eps)
-            x = layer.attention(x, cos, sin, kv[i], batch)
-            x = ops.add_rms_norm(x, residual, layer.mlp_norm, eps)
-            x = layer.mlp(x)
-        residual += x
+        rotary: list[Rotary] = [
+            (cos[batch.positions], sin[batch.positions]) for cos, sin in self._tables
+        ]
+        residual = self._input(token_ids, batch.positions)
+        x: torch.Tensor | None = None
+        for block, layer, cache in zip(self._blocks, self.spec.layers, kv, strict=True):
+            own = None if layer.rope is None else rotary[layer.rope]
+            x = block(x, residual, LayerStep(own, cache, batch))
+        if x is not None:
+            residual += x
         return residual
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] from `forward` to logits [rows, vocab_size]."""
-        return self._head(self._ops.rms_norm(hidden, self._final_norm, self.spec.norm_eps))
+        return self._output(hidden)
+
+
+class InputEmbedding:
+    """Token ids and positions to hidden states."""
+
+    def __init__(self, context: LoadContext) -> None:
+        spec, names, source = context.spec.embedding, context.names, context.source
+        self.embedding = Embedding(source, names.embedding, context.spec.vocab_size, context.shard)
+        self._scale = spec.scale
+        self._projection = source.vector(f"{names.project_in}.weight") if spec.width else None
+        self._offset = spec.position_offset
+        self._positions = source.vector(f"{names.positions}.weight") if spec.positions else None
+        self._norm: Norm | None = None
+        if spec.norm is not None:
+            self._norm = load_norm(context, names.embedding_norm, spec.norm)
+
+    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[tokens] and [tokens] to [tokens, hidden]."""
+        hidden = self.embedding(token_ids)
+        if self._scale != 1.0:
+            hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device=hidden.device)
+        if self._projection is not None:
+            hidden = F.linear(hidden, self._projection)
+        if self._positions is not None:
+            hidden = hidden + self._positions[positions + self._offset]
+        return hidden if self._norm is None else self._norm(hidden)
+
+
+class OutputHead:
+    """Hidden states to logits."""
+
+    def __init__(self, context: LoadContext, embedding: Embedding) -> None:
+        spec, names, source = context.spec, context.names, context.source
+        self._norm: Norm = NoNorm()
+        if spec.final_norm:
+            self._norm = load_norm(context, names.final_norm, spec.norm)
+        self._projection = (
+            source.vector(f"{names.project_out}.weight") if spec.embedding.width else None
+        )
+        self._spec = spec.head
+        start, stop, _ = vocabulary_range(spec.vocab_size, context.shard)
+        weight = embedding.weight
+        if not self._spec.tied:
+            weight = source.rows(f"{names.head}.weight", start, stop)
+        if self._spec.normalised:
+            weight = F.normalize(weight)
+        bias = source.rows(f"{names.head}.bias", start, stop) if self._spec.bias else None
+        self._head = Head(weight, bias, spec.vocab_size, context.shard, context.matmul)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] to [rows, vocab_size]."""
+        hidden = self._norm(hidden)
+        if self._projection is not None:
+            hidden = F.linear(hidden, self._projection)
+        logits = self._head(hidden)
+        if self._spec.scale != 1.0:
+            logits = logits * self._spec.scale
+        if self._spec.soft_cap:
+            logits = torch.tanh(logits / self._spec.soft_cap) * self._spec.soft_cap
+        return logits
 
 
 def kv_heads_of_rank(spec: DecoderSpec, shard: ShardContext) -> int:
-    """How many KV heads this rank caches."""
+    """How many KV heads this rank caches; of latent attention one, the same on every rank."""
+    if spec.attention.latent is not None:
+        return 1
     start, stop = head_ranges(spec.attention.heads, spec.attention.kv_heads, shard)[1]
     return stop - start
 
 
-def _load_layer(context: LoadContext, i: int) -> Layer:
-    names, source = context.names, context.source
-    return Layer(
-        source.vector(f"{names.attention_norm.format(i=i)}.weight"),
-        _load_attention(context, i),
-        source.vector(f"{names.mlp_norm.format(i=i)}.weight"),
-        _load_mlp(context, i),
-    )
-
-
-def _load_attention(context: LoadContext, i: int) -> Attention:
-    spec, names, source = context.spec.attention, context.names, context.source
-    query, key = head_ranges(spec.heads, spec.kv_heads, context.shard)
-    dim = spec.head_dim
-    own_query = (query[0] * dim, query[1] * dim)
-    own_key = (key[0] * dim, key[1] * dim)
-    parts = [
-        Slice(names.query.format(i=i), *own_query),
-        Slice(names.key.format(i=i), *own_key),
-        Slice(names.value.format(i=i), *own_key),
-    ]
-    norms = None
-    if spec.qk_norm:
-        norms = HeadNorms(
-            source.vector(f"{names.query_norm.format(i=i)}.weight"),
-            source.vector(f"{names.key_norm.format(i=i)}.weight"),
-            context.spec.norm_eps,
-        )
-    return Attention(
-        HeadLayout(query[1] - query[0], key[1] - key[0], dim),
-        ColumnLinear(source, parts, spec.qkv_bias, context.matmul),
-        RowLinear(
-            source, names.attention_out.format(i=i), own_query, context.spec.hidden,
-            spec.out_bias, context.shard, context.matmul,
-        ),
-        norms,
-        spec.scale,
-        context.spec.windows[i],
-        context.ops,
-    )  # fmt: skip
-
-
-def _load_mlp(context: LoadContext, i: int) -> GatedMlp:
-    spec, names = context.spec.mlp, context.names
-    own = context.shard.share(spec.intermediate, "intermediate size")
-    parts = [Slice(names.gate.format(i=i), *own), Slice(names.up.format(i=i), *own)]
-    return GatedMlp(
-        ColumnLinear(context.source, parts, spec.bias, context.matmul),
-        RowLinear(
-            context.source, names.down.format(i=i), own, context.spec.hidden, spec.bias,
-            context.shard, context.matmul,
-        ),
-        spec.activation,
-        context.ops,
-    )  # fmt: skip
-
-
-def _load_head(context: LoadContext, embedding: Embedding) -> Head:
-    spec, shard = context.spec, context.shard
-    weight = embedding.weight
-    if not spec.tied_head:
-        start, stop, _ = vocabulary_range(spec.vocab_size, shard)
-        weight = context.source.rows(f"{context.names.head}.weight", start, stop)
-    return Head(weight, spec.vocab_size, shard, context.matmul)
+def kv_dims(spec: DecoderSpec) -> tuple[int, int]:
+    """Size of a cached key and of a cached value; latent attention has no values of their own."""
+    latent = spec.attention.latent
+    if latent is not None:
+        return latent.rank + latent.rotated_dim, 0
+    return spec.attention.head_dim, spec.attention.head_dim

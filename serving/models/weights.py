@@ -1,48 +1,51 @@
-"""Reads slices of safetensors files: a rank touches only the bytes that it keeps.
+"""A checkpoint by tensor names: checked against the spec, read in slices, placed on the device.
 
-`engine/process.py` opens a `Checkpoint`, `check()`s it against the spec, and `models/decoder.py`
-pulls its tensors from it through `layers/linear.py`. Only safetensors: no pickle is ever executed.
+Runs in an engine rank. `engine/model_loader.py` opens a `Checkpoint` and `check()`s it,
+`models/decoder.py` pulls its tensors from it through `layers/linear.py`. A rank touches only the
+bytes that it keeps. Only safetensors: no pickle is ever executed. Next: `decoder.py`.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from serving.errors import StartupError
+from serving.models.artefacts import weight_files
 from serving.models.spec import WeightNames
+from serving.models.tensor_file import PHASE, StoredTensor, open_tensor_file
 from serving.models.weight_names import Shapes
 
 log = logging.getLogger(__name__)
-PHASE = "weights"
+NAMED_AT_MOST = 5  # tensors in one message
+CHECKED_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class Checkpoint:
     """All tensors of a model directory by name, read lazily, converted to one dtype and device."""
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
-        """Open every `*.safetensors` header. Raises `StartupError` naming a broken file."""
-        self._dtype, self._device = dtype, device
-        self._files: dict[str, Any] = {}  # tensor name -> open safetensors file
-        for path in sorted(directory.glob("*.safetensors")):
-            try:
-                file: Any = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise StartupError(
-                    PHASE,
-                    f"{path.name} is not a readable safetensors file ({error})",
-                    "download the file again; it is truncated or not safetensors",
-                ) from error
-            self._files.update((name, file) for name in file.keys())  # noqa: SIM118 - not a dict
+        """Open the header of every weight file. Raises `StartupError` naming a broken one."""
+        self._dtype, self.device = dtype, device
+        self._tensors: dict[str, StoredTensor] = {}
+        self._not_finite = 0  # tensors seen with NaN or infinite values
+        aliases: dict[str, str] = {}  # name that was left out -> name of the equal tensor
+        for path in weight_files(directory):
+            file = open_tensor_file(path)
+            self._add(file.tensors)
+            aliases |= file.metadata
+        for name, kept in aliases.items():
+            if name not in self._tensors and kept in self._tensors:
+                self._tensors[name] = self._tensors[kept]
 
     def check(self, expected: Shapes, names: WeightNames) -> None:
         """Compare with what the spec needs: missing and misshapen names are errors, others logged.
 
         Raises `StartupError` with up to five names of each kind.
         """
-        missing = [name for name in expected if name not in self._files]
+        self._share_tied_head(expected, names)
+        missing = [name for name in expected if name not in self._tensors]
         if missing:
             raise StartupError(
                 PHASE,
@@ -52,7 +55,7 @@ class Checkpoint:
         wrong = [
             f"{name} is {found}, config.json implies {shape}"
             for name, shape in expected.items()
-            if (found := self._shape(name)) != shape
+            if (found := self._tensors[name].shape) != shape
         ]
         if wrong:
             raise StartupError(
@@ -63,36 +66,77 @@ class Checkpoint:
         ignored = (*names.ignored, names.head)
         unexpected = [
             name
-            for name in self._files
+            for name in self._tensors
             if name not in expected and not any(part in name for part in ignored)
         ]
         if unexpected:
             log.warning("%d tensors are not used: %s", len(unexpected), _some(unexpected))
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def slice(self, name: str) -> StoredTensor:
+        """A tensor as it is stored; its `read(*ranges)` reads any part of it."""
+        return self._tensors[name]
+
     def dtype_of(self, name: str) -> torch.dtype:
         """Type in which a tensor is stored."""
-        dtype: torch.dtype = self._files[name].get_slice(name)[:0].dtype
-        return dtype
+        return self._tensors[name].dtype
 
     def vector(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
-        return self._place(self._files[name].get_tensor(name))
+        """A whole tensor, in memory of its own."""
+        return self.read(name).clone()
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of a tensor."""
-        return self._place(self._files[name].get_slice(name)[start:stop])
+        return self.read(name, (start, stop))
 
     def columns(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Columns [start, stop) of a matrix."""
-        return self._place(self._files[name].get_slice(name)[:, start:stop])
+        rows, columns = self._tensors[name].shape
+        return self.read(name, (0, rows), *([(start, stop)] if stop - start < columns else []))
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
+    def read(self, name: str, *ranges: tuple[int, int]) -> torch.Tensor:
+        """The part within half-open `ranges` of the leading dimensions; the others are whole.
 
-    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device=self._device, dtype=self._dtype)
+        Contiguous. A view of the file's pages where that is possible: a range of the first
+        dimension, and neither dtype nor device have to change.
+        """
+        part = self._tensors[name].read(*ranges).contiguous()
+        self._warn_unless_finite(name, part)
+        return part.to(device=self.device, dtype=self._dtype)
+
+    def _add(self, tensors: Mapping[str, StoredTensor]) -> None:
+        for name, tensor in tensors.items():
+            other = self._tensors.get(name)
+            if other is not None:
+                raise StartupError(
+                    PHASE,
+                    f"tensor {name} is in {other.path.name} and in {tensor.path.name}",
+                    "keep the files of one checkpoint, or add its model.safetensors.index.json",
+                )
+            self._tensors[name] = tensor
+
+    def _share_tied_head(self, expected: Shapes, names: WeightNames) -> None:
+        """Some checkpoints keep a tied matrix under the name of the head only."""
+        embedding, head = f"{names.embedding}.weight", f"{names.head}.weight"
+        if embedding not in self._tensors and head in self._tensors and head not in expected:
+            self._tensors[embedding] = self._tensors[head]
+
+    def _warn_unless_finite(self, name: str, part: torch.Tensor) -> None:
+        """A sum costs a tenth of packing the tensor; only where it is not finite we look closer."""
+        if part.dtype not in CHECKED_TYPES or part.sum().isfinite():
+            return
+        count = part.numel() - int(part.isfinite().sum())
+        if count == 0:  # the sum overflowed
+            return
+        self._not_finite += 1
+        if self._not_finite <= NAMED_AT_MOST:
+            log.warning("tensor %s holds %d NaN or infinite values", name, count)
+        elif self._not_finite == NAMED_AT_MOST + 1:
+            log.warning("further tensors with NaN or infinite values are not named")
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown}, ..." if len(names) > 5 else shown
+    shown = ", ".join(names[:NAMED_AT_MOST])
+    return f"{shown}, ..." if len(names) > NAMED_AT_MOST else shown

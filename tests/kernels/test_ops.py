@@ -6,6 +6,7 @@ import torch
 from serving.kernels import cpu_ops, reference
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.kernels.compiled_ops import CompiledOps
+from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
 BLOCK = 16
@@ -70,22 +71,28 @@ LAYOUTS = [HeadLayout(4, 2, 32), HeadLayout(14, 2, 64), HeadLayout(3, 1, 128), H
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("biased", [False, True], ids=["", "slopes"])
+@pytest.mark.parametrize("soft_cap", [0.0, 2.0])
 @pytest.mark.parametrize("window", [0, 7, 32])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_attention_of_a_mixed_step(
-    ops: TorchOps, layout: HeadLayout, window: int, dtype: torch.dtype
+    ops: TorchOps,
+    layout: HeadLayout,
+    window: int,
+    soft_cap: float,
+    biased: bool,
+    dtype: torch.dtype,
 ) -> None:
     scene = Scene(layout, dtype)
     angle = torch.rand(scene.qkv.shape[0], layout.head_dim // 2)
     ops.rope_and_write(
         scene.qkv, layout, angle.cos(), angle.sin(), scene.keys, scene.values, scene.batch
     )
-    scale = layout.head_dim**-0.5
-    found = ops.attention(scene.qkv, layout, scene.keys, scene.values, scene.batch, scale, window)
+    slopes = 0.5 ** torch.arange(1, layout.heads + 1) if biased else None
+    rule = ScoreRule(layout.head_dim**-0.5, window, soft_cap, slopes)
+    found = ops.attention(scene.qkv, layout, scene.keys, scene.values, scene.batch, rule)
     query, _, _ = layout.split(scene.qkv)
-    expected = reference.paged_attention(
-        query, scene.keys, scene.values, scene.batch, scale, window
-    )
+    expected = reference.paged_attention(query, scene.keys, scene.values, scene.batch, rule)
     torch.testing.assert_close(
         found.float(), expected.flatten(1).float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
     )

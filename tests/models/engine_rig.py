@@ -18,7 +18,8 @@ from serving.engine.watermark import Watermark
 from serving.kernels.matmul import matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE
-from serving.models.decoder import Decoder, LoadContext
+from serving.models.block_loader import LoadContext
+from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
 from serving.models.registry import family_of
 from serving.models.weight_names import expected_shapes
 from serving.models.weights import Checkpoint
@@ -34,9 +35,10 @@ def load_decoder(path: Path, ops: TorchOps, dtype: torch.dtype = torch.float32) 
     config = read_config(path, Settings())
     family = family_of(config)
     spec = family.spec(config)
+    names = family.names_of(config)
     source = Checkpoint(path, dtype, CPU)
-    source.check(expected_shapes(spec, family.names), family.names)
-    context = LoadContext(spec, family.names, source, SINGLE, ops, matmul_factory(CPU, dtype))
+    source.check(expected_shapes(spec, names), names)
+    context = LoadContext(spec, names, source, SINGLE, ops, matmul_factory(CPU, dtype))
     return Decoder(context, spec.max_positions, CPU)
 
 
@@ -66,9 +68,11 @@ class Rig:
     def __post_init__(self) -> None:
         self.prompt_logprobs: dict[int, list[float]] = {}
         spec = self.decoder.spec
+        key_dim, value_dim = kv_dims(spec)
         shape = KvShape(
-            spec.layers, spec.attention.kv_heads, BLOCK_SIZE, spec.attention.head_dim, torch.float32
-        )
+            len(spec.layers), kv_heads_of_rank(spec, SINGLE), BLOCK_SIZE, key_dim,
+            torch.float32, value_dim,
+        )  # fmt: skip
         self.blocks = BlockManager(self.num_blocks, BLOCK_SIZE, self.prefix_caching)
         self.scheduler = Scheduler(self.blocks, self.max_rows, self.token_budget)
         self.sampler = RecordingSampler(self.ops)

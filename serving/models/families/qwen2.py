@@ -11,7 +11,7 @@ def spec(config: Config) -> DecoderSpec:
     """Spec of a Qwen2 checkpoint."""
     base = llama.spec(config)
     attention = replace(base.attention, qkv_bias=True, out_bias=False)
-    return replace(base, attention=attention, windows=windows(config))
+    return read.with_windows(replace(base, attention=attention), windows(config))
 
 
 def windows(config: Config) -> tuple[int, ...]:

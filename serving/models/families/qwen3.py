@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
+from serving.models import config_reader as read
 from serving.models.families import llama, qwen2
-from serving.models.spec import Config, DecoderSpec, Family
+from serving.models.spec import Config, DecoderSpec, Family, HeadNormSpec
 
 
 def spec(config: Config) -> DecoderSpec:
     """Spec of a Qwen3 checkpoint."""
     base = llama.spec(config)
-    attention = replace(base.attention, qk_norm=True)
-    return replace(base, attention=attention, windows=qwen2.windows(config))
+    attention = replace(base.attention, head_norm=HeadNormSpec(base.norm))
+    return read.with_windows(replace(base, attention=attention), qwen2.windows(config))
 
 
 FAMILY = Family(("qwen3",), spec)

@@ -1,0 +1,73 @@
+"""Normalisations of hidden states, and the residual addition that goes with them.
+
+Built and called by `models/blocks.py`. The fused forms of `kernels/` serve RMS norms, which most
+models use.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from serving.kernels.torch_ops import TorchOps
+
+
+class Norm(Protocol):
+    """[..., hidden] to the same shape."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of x."""
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """residual += x in place (None adds nothing); the norm of the sum. May overwrite x."""
+
+
+class RmsNorm:
+    """x / rms(x) * weight."""
+
+    def __init__(self, weight: torch.Tensor, eps: float, ops: TorchOps) -> None:
+        self._weight, self._eps, self._ops = weight, eps, ops
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        return self._ops.rms_norm(x, self._weight, self._eps)
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        if x is None:
+            return self(residual)
+        return self._ops.add_rms_norm(x, residual, self._weight, self._eps)
+
+
+class LayerNorm:
+    """(x - mean(x)) / deviation(x) * weight + bias; statistics and result in float32, then x's."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
+        self._weight, self._bias, self._eps = weight, bias, eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        if self._weight.dim() == 1:
+            return F.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
+        normed = F.layer_norm(x, x.shape[-1:], None, None, self._eps) * self._weight
+        return normed if self._bias is None else normed + self._bias
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        if x is not None:
+            residual += x
+        return self(residual)
+
+
+class NoNorm:
+    """Leaves its input as it is."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        return x
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """See `Norm`; the result is `residual` itself."""
+        if x is not None:
+            residual += x
+        return residual

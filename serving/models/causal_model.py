@@ -1,0 +1,36 @@
+"""What the engine asks of a loaded model, whichever code computes it.
+
+Implemented by `decoder.py` (declared families) and `transformers_decoder.py` (every other
+architecture); called by `engine/model_runner.py`, once per step and rank.
+"""
+
+from typing import Protocol
+
+import torch
+
+from serving.kernels.attention_batch import AttentionBatch
+from serving.layers.attention import KvLayer
+
+
+class Vocabulary(Protocol):
+    """The part of a model's description that the engine reads."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+
+class CausalModel(Protocol):
+    """Token ids to hidden states, hidden states to logits."""
+
+    @property
+    def spec(self) -> Vocabulary:
+        """Description of the model."""
+
+    def forward(
+        self, token_ids: torch.Tensor, kv: list[KvLayer], batch: AttentionBatch
+    ) -> torch.Tensor:
+        """Token ids int64 [tokens] to hidden states [tokens, hidden]; writes into `kv`."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [rows, hidden] of `forward` to logits [rows, vocab_size]."""

@@ -1,0 +1,94 @@
+"""Start-up with an architecture that no family declares."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from undeclared_models import write_undeclared
+
+from serving.engine.launcher_reports import LauncherReports
+from serving.engine.model_loader import LoadedModel, load_model
+from serving.errors import StartupError
+from serving.layers.parallel import SINGLE, ShardContext
+from serving.models.transformers_decoder import TransformersDecoder
+from serving.settings import Settings
+
+
+@pytest.fixture
+def reports() -> Iterator[LauncherReports]:
+    reader, writer = os.pipe()
+    yield LauncherReports(writer)
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_undeclared("olmo", tmp_path)
+
+
+def load(path: Path, reports: LauncherReports, shard: ShardContext = SINGLE) -> LoadedModel:
+    return load_model(Settings(disable_custom_kernels=True), path, shard, reports)
+
+
+def test_model_is_loaded_and_the_log_names_the_slower_path(
+    checkpoint: Path, reports: LauncherReports, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        loaded = load(checkpoint, reports)
+    assert isinstance(loaded.decoder, TransformersDecoder)
+    assert (loaded.context_length, loaded.decoder.spec.vocab_size) == (512, 320)
+    assert (loaded.shape.layers, loaded.shape.kv_heads, loaded.shape.head_dim) == (3, 2, 16)
+    assert "model type 'olmo' is not declared" in caplog.text
+    assert "slower" in caplog.text
+
+
+def test_weights_are_counted_once(checkpoint: Path, reports: LauncherReports) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    expected = sum(tensor.nbytes for tensor in stored.values())
+    assert load(checkpoint, reports).weight_bytes == expected
+
+
+def test_dtype_setting_is_that_of_weights_and_pool(
+    checkpoint: Path, reports: LauncherReports
+) -> None:
+    settings = Settings(dtype="bfloat16", disable_custom_kernels=True)
+    loaded = load_model(settings, checkpoint, SINGLE, reports)
+    assert loaded.dtype == loaded.shape.dtype == torch.bfloat16
+
+
+def test_missing_weights_are_named(checkpoint: Path, reports: LauncherReports) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StartupError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(checkpoint, reports)
+
+
+def test_wrong_shape_is_named(checkpoint: Path, reports: LauncherReports) -> None:
+    stored = load_file(checkpoint / "model.safetensors")
+    stored["lm_head.weight"] = torch.zeros(7, 64)
+    save_file(stored, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StartupError, match=r"lm_head\.weight"):
+        load(checkpoint, reports)
+
+
+def test_unservable_model_is_refused_with_the_declared_families(
+    tmp_path: Path, reports: LauncherReports
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
+    with pytest.raises(StartupError) as caught:
+        load(tmp_path, reports)
+    assert caught.value.phase == "model configuration"
+    assert "'rwkv' is not declared" in caught.value.cause
+    assert "keep a state" in caught.value.cause
+    assert "declared: llama" in caught.value.cause
+
+
+def test_sharding_is_refused(checkpoint: Path, reports: LauncherReports) -> None:
+    with pytest.raises(StartupError, match="on one shard only, not on 2"):
+        load(checkpoint, reports, ShardContext(0, 2))
