@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.kernels.torch_ops import TorchOps
+from serving.layers.parallel import ShardContext
 
 
 class Norm(Protocol):
@@ -37,6 +38,27 @@ class RmsNorm:
         if x is None:
             return self(residual)
         return self._ops.add_rms_norm(x, residual, self._weight, self._eps)
+
+
+class ShardedRmsNorm:
+    """An RMS norm over a dimension of which each rank holds a share."""
+
+    def __init__(self, weight: torch.Tensor, eps: float, size: int, shard: ShardContext) -> None:
+        """`weight`: of this rank's share; `size`: of the whole dimension."""
+        self._weight, self._eps, self._size, self._shard = weight, eps, size, shard
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        wide = x.float()
+        squares = self._shard.all_reduce(wide.square().sum(-1, keepdim=True))
+        normed = wide * torch.rsqrt(squares / self._size + self._eps)
+        return self._weight * normed.to(x.dtype)
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        if x is not None:
+            residual += x
+        return self(residual)
 
 
 class LayerNorm:

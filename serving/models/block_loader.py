@@ -15,7 +15,7 @@ from serving.layers.latent_attention import LatentAttention, LowRankQuery
 from serving.layers.linear import ColumnLinear, MatmulFactory, Part, RotaryPairs, RowLinear
 from serving.layers.mlp import GatedMlp, PlainMlp
 from serving.layers.moe import MoeMlp, Router, SharedExpert
-from serving.layers.norm import LayerNorm, NoNorm, Norm, RmsNorm
+from serving.layers.norm import LayerNorm, NoNorm, Norm, RmsNorm, ShardedRmsNorm
 from serving.layers.parallel import ShardContext
 from serving.models.blocks import Block, ParallelBlock, PostNormBlock, SequentialBlock
 from serving.models.spec import (
@@ -213,14 +213,18 @@ class BlockLoader:
                 return torch.stack(rows)
             whole = self._source.vector(f"{name}.{kind}")
             if spec.over == "all":
-                if self._shard.size > 1:
-                    raise ValueError("norms over all heads cannot be divided over shards")
-                return whole
+                return whole[own[0] * dim : own[1] * dim]
             return whole[own[0] : own[1]] if spec.per_head else whole
 
         weight = read("weight")
         if pairs is not None:
             weight = pairs.in_halves(weight.reshape(-1, 1)).view(weight.shape)
+        if spec.over == "all" and self._shard.size > 1:
+            if spec.norm.kind != "rms":
+                raise ValueError("layer norms over all heads cannot be divided over shards")
+            # Ranks that share a KV head count it once each, in the sum and in the size.
+            size = weight.numel() * self._shard.size
+            return ShardedRmsNorm(weight, spec.norm.eps, size, self._shard)
         return make_norm(
             spec.norm, weight.view(-1, dim) if spec.per_head else weight,
             read("bias") if spec.norm.bias else None, self._context.ops,

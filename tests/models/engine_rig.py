@@ -17,7 +17,7 @@ from serving.engine.sequence import Sequence
 from serving.engine.watermark import Watermark
 from serving.kernels.matmul import matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
-from serving.layers.parallel import SINGLE
+from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.block_loader import LoadContext
 from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
 from serving.models.registry import family_of
@@ -31,14 +31,19 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 8
 
 
-def load_decoder(path: Path, ops: TorchOps, dtype: torch.dtype = torch.float32) -> Decoder:
+def load_decoder(
+    path: Path,
+    ops: TorchOps,
+    dtype: torch.dtype = torch.float32,
+    shard: ShardContext = SINGLE,
+) -> Decoder:
     config = read_config(path, Settings())
     family = family_of(config)
     spec = family.spec(config)
     names = family.names_of(config)
     source = Checkpoint(path, dtype, CPU)
     source.check(expected_shapes(spec, names), names)
-    context = LoadContext(spec, names, source, SINGLE, ops, matmul_factory(CPU, dtype))
+    context = LoadContext(spec, names, source, shard, ops, matmul_factory(CPU, dtype))
     return Decoder(context, spec.max_positions, CPU)
 
 
@@ -64,13 +69,14 @@ class Rig:
     max_rows: int = 16
     token_budget: int = 512
     prefix_caching: bool = True
+    shard: ShardContext = SINGLE
 
     def __post_init__(self) -> None:
         self.prompt_logprobs: dict[int, list[float]] = {}
         spec = self.decoder.spec
         key_dim, value_dim = kv_dims(spec)
         shape = KvShape(
-            len(spec.layers), kv_heads_of_rank(spec, SINGLE), BLOCK_SIZE, key_dim,
+            len(spec.layers), kv_heads_of_rank(spec, self.shard), BLOCK_SIZE, key_dim,
             torch.float32, value_dim,
         )  # fmt: skip
         self.blocks = BlockManager(self.num_blocks, BLOCK_SIZE, self.prefix_caching)
