@@ -73,6 +73,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.prompt_logprobs: dict[int, list[float]] = {}
+        self.logits: dict[int, list[torch.Tensor]] = {}  # that chose the tokens, by sequence
         spec = self.decoder.spec
         key_dim, value_dim = kv_dims(spec)
         shape = KvShape(
@@ -114,7 +115,12 @@ class Rig:
         plan = self.scheduler.schedule()
         if plan is None:
             return None
-        return [delta for _, delta in self.scheduler.complete(self.runner.execute(plan).choice)]
+        first = len(self.sampler.logits)
+        choice = self.runner.execute(plan).choice
+        deltas = [delta for _, delta in self.scheduler.complete(choice)]
+        for delta, logits in zip(deltas, self.sampler.logits[first:], strict=True):
+            self.logits.setdefault(delta.sequence_id, []).append(logits)
+        return deltas
 
     def run(self) -> dict[int, list[int]]:
         """Step until nothing is left; new tokens by sequence id."""

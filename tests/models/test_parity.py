@@ -1,6 +1,7 @@
 """Every served family against transformers: logits and greedy tokens, in every way we compute."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,14 @@ from serving.models.registry import model_types
 NEW_TOKENS = 32
 PROMPTS = [37, 1, 64, 90]  # lengths: inside a block, one token, block boundary, beyond windows
 TOLERANCE = 1e-3
+Record = Callable[[str, str, float, bool], None]
 
 
 class Oracle:
     """A checkpoint, its greedy continuations and logits by transformers, and our decoder."""
 
-    def __init__(self, variant: str, path: Path) -> None:
+    def __init__(self, variant: str, path: Path, record: Record) -> None:
+        self.record = record
         write_checkpoint(variant, path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         self.model = model
@@ -34,6 +37,7 @@ class Oracle:
             tokens, logits = greedy(model, prompt)
             self.tokens.append(tokens)
             self.logits.append(logits)
+        self.variant = variant
         self.path = path
         self.decoder = load_decoder(path, TorchOps())
 
@@ -46,6 +50,19 @@ class Oracle:
 
     def rig(self, **options: object) -> Rig:
         return Rig(self.decoder, TorchOps(), **options)  # type: ignore[arg-type]
+
+    def check(
+        self, rig: Rig, column: str, tokens: dict[int, list[int]], prompts: dict[int, int]
+    ) -> None:
+        """Compare tokens and logits; `prompts`: which prompt each sequence had."""
+        agrees = all(tokens[one] == self.tokens[prompt] for one, prompt in prompts.items())
+        error = max(
+            float((torch.stack(rig.logits[one]) - self.logits[prompt]).abs().max())
+            for one, prompt in prompts.items()
+        )
+        self.record(self.variant, column, error, agrees)
+        assert agrees
+        assert error < TOLERANCE
 
 
 @torch.no_grad()
@@ -60,40 +77,34 @@ def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], torch.
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
-def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return Oracle(request.param, tmp_path_factory.mktemp("tiny") / request.param)
-
-
-def assert_logits(rig: Rig, expected: torch.Tensor) -> None:
-    found = torch.stack(rig.sampler.logits)
-    assert (found - expected).abs().max() < TOLERANCE
+def oracle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, parity: Record
+) -> Oracle:
+    return Oracle(request.param, tmp_path_factory.mktemp("tiny") / request.param, parity)
 
 
 @pytest.mark.parametrize("index", range(len(PROMPTS)))
 def test_whole_prefill_then_decode(oracle: Oracle, index: int) -> None:
     rig = oracle.rig()
     rig.add(0, oracle.prompts[index], NEW_TOKENS)
-    assert rig.run() == {0: oracle.tokens[index]}
-    assert_logits(rig, oracle.logits[index])
+    oracle.check(rig, "whole prefill", rig.run(), {0: index})
 
 
 @pytest.mark.parametrize("budget", [5, 16, 33])
 def test_chunked_prefill(oracle: Oracle, budget: int) -> None:
     rig = oracle.rig(token_budget=budget)
     rig.add(0, oracle.prompts[3], NEW_TOKENS)
-    assert rig.run() == {0: oracle.tokens[3]}
-    assert_logits(rig, oracle.logits[3])
+    oracle.check(rig, "chunked prefill", rig.run(), {0: 3})
 
 
 def test_prefix_cache_hit(oracle: Oracle) -> None:
     rig = oracle.rig()
     rig.add(0, oracle.prompts[3], 1)
     rig.run()
-    rig.sampler.logits.clear()
     rig.add(1, oracle.prompts[3], NEW_TOKENS)
-    assert rig.run() == {1: oracle.tokens[3]}
+    tokens = rig.run()
     assert rig.scheduler.counters.prefix_hit_tokens == 88
-    assert_logits(rig, oracle.logits[3])
+    oracle.check(rig, "prefix-cache hit", tokens, {1: 3})
 
 
 def test_mixed_batch_with_preemption(oracle: Oracle) -> None:
@@ -107,8 +118,8 @@ def test_mixed_batch_with_preemption(oracle: Oracle) -> None:
                 tokens.setdefault(delta.sequence_id, []).extend(delta.token_ids)
     for sequence_id, rest in rig.run().items():
         tokens.setdefault(sequence_id, []).extend(rest)
-    assert [tokens[i] for i in range(len(PROMPTS))] == oracle.tokens
     assert rig.scheduler.counters.preemptions > 0
+    oracle.check(rig, "mixed batch", tokens, {i: i for i in range(len(PROMPTS))})
 
 
 def test_compiled_operations_in_a_mixed_batch(oracle: Oracle) -> None:

@@ -2,7 +2,8 @@
 
 DIRECTORY holds the rendezvous file and jobs.json: a list of {"checkpoint", "prompts", "tokens"}.
 Both ranks schedule for themselves, which gives both the same plans. Rank 0 writes results.json: for
-each job the new tokens of each prompt, or the reason why the model cannot be divided.
+each job the new tokens of each prompt, or the reason why the model cannot be divided; and logits.pt
+with the logits that chose them, in the order of (job, prompt).
 """
 
 import json
@@ -20,7 +21,9 @@ from serving.layers.parallel import ShardContext
 RANKS = 2
 
 
-def run(job: dict[str, Any], shard: ShardContext) -> list[list[int]] | str:
+def run(
+    job: dict[str, Any], shard: ShardContext, logits: list[torch.Tensor]
+) -> list[list[int]] | str:
     """New tokens of each prompt, all in one mixed batch with chunked prompts."""
     try:
         decoder = load_decoder(Path(job["checkpoint"]), TorchOps(), shard=shard)
@@ -30,6 +33,7 @@ def run(job: dict[str, Any], shard: ShardContext) -> list[list[int]] | str:
     for number, prompt in enumerate(job["prompts"]):
         rig.add(number, prompt, job["tokens"])
     found = rig.run()
+    logits += [torch.stack(rig.logits[number]) for number in range(len(job["prompts"]))]
     return [found[number] for number in range(len(job["prompts"]))]
 
 
@@ -41,8 +45,11 @@ def main(rank: int, directory: Path) -> None:
     )
     shard = ShardContext(rank, RANKS, dist.group.WORLD)
     with torch.inference_mode():
-        results = [run(job, shard) for job in json.loads((directory / "jobs.json").read_text())]
+        logits: list[torch.Tensor] = []
+        jobs = json.loads((directory / "jobs.json").read_text())
+        results = [run(job, shard, logits) for job in jobs]
     if rank == 0:
+        torch.save(logits, directory / "logits.pt")
         (directory / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
