@@ -23,6 +23,8 @@ class ChunkArrays:
     stop: int
     context_len: int
     blocks: npt.NDArray[np.int32]
+    row: int
+    prompt_len: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class StepArrays:
     num_decodes: int
     block_tables: npt.NDArray[np.int32]  # [num_decodes, blocks of the longest]
     context_lens: npt.NDArray[np.int32]  # [num_decodes]
+    decode_rows: Ints  # [num_decodes]
+    decode_prompt_lens: Ints  # [num_decodes]
     chunks: list[ChunkArrays]
     scored_chunks: list[ScoredChunk]
     sample_index: Ints  # flat token whose logits are wanted, [samples]
@@ -159,7 +163,8 @@ class RowTable:
                 + own % self._block_size
             )
             held = table[: -(-last // self._block_size)].copy()
-            chunks.append(ChunkArrays(start, start + length, last, held))
+            prompt_len = int(self.prompt_length[row])
+            chunks.append(ChunkArrays(start, start + length, last, held, row, prompt_len))
             if self.scores_prompt[row]:
                 stop = min(last + 1, int(self.prompt_length[row]))
                 next_ids = self.token_ids[row, first + 1 : stop].astype(np.int64)
@@ -175,6 +180,8 @@ class RowTable:
             plan.num_decodes,
             self.block_table[decodes, :width],
             context_lens,
+            decodes,
+            self.prompt_length[decodes],
             chunks,
             scored,
             np.concatenate(sample_index),

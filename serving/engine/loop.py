@@ -35,6 +35,7 @@ class EngineLoop:
         info: EngineInfo,
         max_live: int,
         check_idle: bool,
+        start_token_ids: tuple[int, ...] = (),
     ) -> None:
         """`max_live`: admission limit over all front workers; `check_idle`: assert no leaks."""
         self._mailbox = mailbox
@@ -45,6 +46,7 @@ class EngineLoop:
         self._info = info
         self._max_live = max_live
         self._check_idle = check_idle
+        self._start_token_ids = start_token_ids
         self._running = True
 
     @property
@@ -136,7 +138,7 @@ class EngineLoop:
             self._rest()
 
     def _accept(self, worker: bytes, request: Generate) -> None:
-        sequence = Sequence.from_request(worker, request)
+        sequence = Sequence.from_request(worker, request, self._start_token_ids)
         live = self._scheduler.num_live + self._guidance.num_pending
         fault = fault_of(request, self._info)
         if live >= self._max_live and not request.resume_token_ids:

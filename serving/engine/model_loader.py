@@ -15,6 +15,7 @@ import torch
 from serving.engine import model_files
 from serving.engine.kv_cache import KvShape
 from serving.engine.launcher_reports import LauncherReports
+from serving.engine.malloc import freed_memory_returned
 from serving.engine.transformers_loader import check_undeclared, load_undeclared, positions
 from serving.errors import StartupError
 from serving.kernels.dispatch import choose_ops
@@ -22,7 +23,7 @@ from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.block_loader import LoadContext
-from serving.models.causal_model import CausalModel
+from serving.models.causal_model import CausalModel, SequenceTraits
 from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
 from serving.models.registry import family_of, model_types
 from serving.models.spec import (
@@ -56,6 +57,7 @@ class LoadedModel:
     context_length: int
     end_token_ids: list[int]
     padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
+    traits: SequenceTraits = SequenceTraits()
 
 
 def load_model(
@@ -81,7 +83,7 @@ def load_model(
     if device.type == "cpu":
         torch.set_num_threads(useful_threads(weight_bytes, torch.get_num_threads()))
     matmul = matmul_factory(device, dtype)
-    with torch.inference_mode():
+    with freed_memory_returned(), torch.inference_mode():
         load = LoadContext(spec, names, source, shard, ops, matmul)
         decoder = Decoder(load, context_length, device)
     log.info(
@@ -125,7 +127,7 @@ def _load_undeclared(
         weight_bytes=model.weight_bytes,
         context_length=context_length,
         end_token_ids=model_files.end_token_ids(path, config),
-        padded_rows=int,
+        padded_rows=model.padded_rows,
     )
 
 

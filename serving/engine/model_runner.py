@@ -101,6 +101,8 @@ class ModelRunner:
                 chunk.stop,
                 chunk.context_len,
                 self._to_device(chunk.blocks.astype(np.int64)),
+                chunk.row,
+                chunk.prompt_len,
             )
             for chunk in arrays.chunks
         ]
@@ -112,6 +114,8 @@ class ModelRunner:
             self._to_device(arrays.block_tables),
             self._to_device(arrays.context_lens),
             chunks,
+            self._to_device(arrays.decode_rows),
+            self._to_device(arrays.decode_prompt_lens),
         )
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> torch.Tensor:

@@ -47,8 +47,10 @@ def build_loop(
     kv = kv_cache.allocate(model.shape, limits.num_blocks, model.device)
     sampler = Sampler(model.ops, Watermark(settings.watermark_gamma, settings.watermark_delta))
     runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
-    blocks = BlockManager(limits.num_blocks, settings.block_size, settings.prefix_caching)
-    scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget)
+    traits = model.traits
+    prefix_caching = settings.prefix_caching and traits.shared_prefixes
+    blocks = BlockManager(limits.num_blocks, settings.block_size, prefix_caching)
+    scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget, traits.whole_prompts)
     info = engine_info(settings, model, model_path, limits)
     compiler = GrammarCompiler(model_path, info.vocab_size, info.eos_token_ids)
     guidance = Guidance(compiler, info.vocab_size, info.eos_token_ids)
@@ -65,6 +67,7 @@ def build_loop(
         info,
         settings.max_concurrent_requests,
         settings.engine_checks,
+        traits.start_token_ids,
     )
 
 
@@ -78,7 +81,7 @@ def engine_info(
         device=model.device.type,
         compute_type=settings.compute_type or f"1-{_device_name(model.device)}",
         max_input_tokens=limits.max_input_tokens,
-        max_total_tokens=limits.max_total_tokens,
+        max_total_tokens=limits.max_total_tokens - len(model.traits.start_token_ids),
         max_batch_total_tokens=limits.num_blocks * settings.block_size,
         vocab_size=model.decoder.spec.vocab_size,
         eos_token_ids=model.end_token_ids,

@@ -40,11 +40,17 @@ class Counters:
 class Scheduler:
     """Waiting and running sequences of this engine. Waiting is first come, first served."""
 
-    def __init__(self, blocks: BlockManager, max_rows: int, token_budget: int) -> None:
-        """`max_rows`: sequences in one step; `token_budget`: tokens computed in one step."""
+    def __init__(
+        self, blocks: BlockManager, max_rows: int, token_budget: int, whole_prompts: bool = False
+    ) -> None:
+        """`max_rows`: sequences in one step; `token_budget`: tokens computed in one step.
+
+        `whole_prompts`: a prompt is not cut into chunks, even if it exceeds the budget.
+        """
         self.blocks = blocks
         self.counters = Counters()
         self._token_budget = token_budget
+        self._whole_prompts = whole_prompts
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
         self._free_rows = list(range(max_rows - 1, -1, -1))
@@ -159,7 +165,7 @@ class Scheduler:
             budget -= self._plan_chunk(draft, sequence, budget)
 
     def _plan_chunk(self, draft: PlanDraft, sequence: Sequence, budget: int) -> int:
-        length = min(sequence.pending, budget)
+        length = sequence.pending if self._whole_prompts else min(sequence.pending, budget)
         draft.sequences.append(sequence)
         draft.lengths.append(length)
         return length
@@ -188,7 +194,7 @@ class Scheduler:
                 sequence.token_ids.copy(),
                 sequence.num_computed,
                 sequence.blocks.copy(),
-                len(sequence.request.prompt_token_ids),
+                sequence.prompt_length,
                 sequence.request.sampling,
                 sequence.request.stop,
                 sequence.request.top_n_tokens,

@@ -25,13 +25,17 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)  # prefix hashes of its full blocks
     admitted_ns: int = 0  # first time it entered a batch
     guide: Guide | None = None  # only with a grammar
+    num_start_tokens: int = 0  # between prompt and output
     prompt_logprobs: list[float] = field(default_factory=list)  # grows with each chunk
 
     @classmethod
-    def from_request(cls, worker: bytes, request: Generate) -> "Sequence":
+    def from_request(
+        cls, worker: bytes, request: Generate, start_token_ids: tuple[int, ...] = ()
+    ) -> "Sequence":
         """A new sequence that continues after the resumed tokens."""
-        tokens = request.prompt_token_ids + request.resume_token_ids
-        return cls((worker, request.sequence_id), request, tokens)
+        tokens = [*request.prompt_token_ids, *start_token_ids, *request.resume_token_ids]
+        key = (worker, request.sequence_id)
+        return cls(key, request, tokens, num_start_tokens=len(start_token_ids))
 
     @property
     def pending(self) -> int:
@@ -39,15 +43,21 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def prompt_length(self) -> int:
+        """Tokens that were not generated."""
+        return len(self.request.prompt_token_ids) + self.num_start_tokens
+
+    @property
     def num_generated(self) -> int:
         """Tokens after the prompt, resumed ones included."""
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
+        return len(self.token_ids) - self.prompt_length
 
     @property
     def scores_prompt(self) -> bool:
         """Whether log-probabilities of the prompt are still to be computed."""
         return (
             self.request.prompt_logprobs
+            and not self.num_start_tokens  # an encoder's tokens have no probabilities
             and not self.request.resume_token_ids  # an earlier engine delivered them
             and len(self.prompt_logprobs) < len(self.request.prompt_token_ids) - 1
         )

@@ -18,11 +18,17 @@ class PrefillChunk:
     stop: int
     context_len: int  # KV length including this chunk
     blocks: torch.Tensor  # int64 [blocks of the context]
+    row: int = 0  # where a model keeps other state of the sequence
+    prompt_len: int = 0  # tokens of the sequence that were not generated
 
     @property
     def cached_len(self) -> int:
         """KV entries written by earlier steps."""
         return self.context_len - (self.stop - self.start)
+
+
+def _no_rows() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -36,5 +42,9 @@ class AttentionBatch:
     block_tables: torch.Tensor  # int32 [num_decodes, blocks of the longest]
     context_lens: torch.Tensor  # int32 [num_decodes]; including the current token
     chunks: list[PrefillChunk]
+    # int64 [num_decodes]; as `PrefillChunk.row` and `prompt_len`. Attention over paged KV alone
+    # needs neither.
+    decode_rows: torch.Tensor = field(default_factory=_no_rows)
+    decode_prompt_lens: torch.Tensor = field(default_factory=_no_rows)
     # What a backend computes once per step and reuses in every layer (masks, gathered indices).
     memo: dict[object, torch.Tensor] = field(default_factory=dict)

@@ -4,6 +4,7 @@ Implemented by `decoder.py` (declared families) and `transformers_decoder.py` (e
 architecture); called by `engine/model_runner.py`, once per step and rank.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,6 +19,15 @@ class Vocabulary(Protocol):
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
+
+
+@dataclass(frozen=True)
+class SequenceTraits:
+    """How a model wants its sequences to be scheduled; the defaults are a decoder's."""
+
+    whole_prompts: bool = False  # a prompt is computed in one step, however long it is
+    start_token_ids: tuple[int, ...] = ()  # what the output begins with, not counted as generated
+    shared_prefixes: bool = True  # what is cached of a prompt depends on nothing behind it
 
 
 class CausalModel(Protocol):
