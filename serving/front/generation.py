@@ -12,7 +12,7 @@ from serving.errors import ErrorKind, RequestError
 from serving.front.engine_client import Engine
 from serving.front.inbox import Inbox
 from serving.front.journal import Event
-from serving.front.text.sequence_text import INCOMPLETE, SequenceText, TokenEvent
+from serving.front.sequence_text import INCOMPLETE, SequenceText, TokenEvent
 from serving.front.text.tokenization import Tokenizer
 from serving.front.validation import ValidRequest
 

@@ -11,7 +11,7 @@ import msgspec
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.closed_schema import closed
-from serving.front.tgi.schema import GuidedFormat
+from serving.front.parameters import GuidedFormat
 from serving.protocol.params import Grammar
 
 LONGEST_SOURCE = 256 * 1024  # characters of a schema, an expression or a grammar

@@ -7,7 +7,7 @@ values. Next: the routes.
 import time
 from collections.abc import Iterable, Sequence
 
-from serving.front.text.sequence_text import SequenceText
+from serving.front.sequence_text import SequenceText
 from serving.front.validation import ValidRequest
 from serving.protocol.messages import EngineInfo
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.chat.template import ChatTemplate
+from serving.front.chat.template_files import read_template_files
 from serving.front.openai.tool_dialects import GENERIC, Dialect, dialect_of
-from serving.front.text.chat_template import ChatTemplate
-from serving.front.text.template_files import read_template_files
 from serving.front.text.tokenization import Tokenizer
 from serving.protocol.messages import EngineInfo
 from serving.settings import Settings

@@ -15,7 +15,7 @@ from serving.errors import BodyError, ErrorKind, RequestError
 from serving.front.generation import ClientGone
 from serving.front.identity import Identity
 from serving.front.request_log import Record, summary
-from serving.front.text.sequence_text import SequenceText
+from serving.front.sequence_text import SequenceText
 from serving.front.validation import ValidRequest
 from serving.metrics import FrontMetrics
 

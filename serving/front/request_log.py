@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from serving.errors import BodyError, ErrorKind, RequestError
 from serving.front.identity import Identity
-from serving.front.text.sequence_text import Clock, SequenceText
+from serving.front.sequence_text import Clock, SequenceText
 from serving.front.validation import ValidRequest
 from serving.protocol.params import SamplingParams
 

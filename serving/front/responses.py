@@ -10,10 +10,16 @@ import flask
 import msgspec
 
 from serving.errors import BodyError, ErrorKind, RequestError
-from serving.front.tgi.schema import ErrorBody
 
 RETRY_AFTER_SECONDS = "1"
 CLIENT_GONE = 499  # nobody reads it, but proxies' logs know the number
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Body of every error that is not about the shape of the request."""
+
+    error: str
+    error_type: str
 
 
 def json_response(

@@ -17,7 +17,7 @@ from serving.errors import ErrorKind, RequestError
 from serving.front import grammars
 from serving.front.float32 import to_float32
 from serving.front.model import LoadedModel
-from serving.front.tgi.schema import GenerateParameters
+from serving.front.parameters import GenerateParameters
 from serving.protocol.messages import Generate
 from serving.protocol.params import Grammar, SamplingParams, StopParams
 from serving.settings import Settings

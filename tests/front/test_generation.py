@@ -5,7 +5,7 @@ import pytest
 from serving.errors import ErrorKind, RequestError
 from serving.front.generation import ClientGone, Generation, best_first
 from serving.front.model import LoadedModel
-from serving.front.tgi.schema import GenerateParameters
+from serving.front.parameters import GenerateParameters
 from serving.front.validation import ValidRequest, validate
 from serving.protocol.messages import Delta
 from serving.settings import Settings

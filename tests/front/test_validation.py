@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
-from serving.front.tgi.schema import GenerateParameters, GuidedFormat
+from serving.front.parameters import GenerateParameters, GuidedFormat
 from serving.front.validation import ValidRequest, validate
 from serving.protocol.params import Grammar, SamplingParams
 from serving.settings import Settings

@@ -16,15 +16,15 @@ from serving.front.documentation.schemas import (
 from serving.front.openai.errors import OpenAIError, StreamError
 from serving.front.openai.response_schema import ModelList
 from serving.front.openai.schema import ChatRequest, CompletionRequest
+from serving.front.responses import ErrorBody
+from serving.front.text.tokens import TokenizedItem
 from serving.front.tgi.schema import (
     ChatTokenizeResponse,
     CompatGenerateRequest,
-    ErrorBody,
     GenerateRequest,
     GenerateResponse,
     Info,
     StreamResponse,
-    TokenizedItem,
     VertexRequest,
     VertexResponse,
 )

@@ -21,16 +21,16 @@ from serving.front.openai.response_schema import (
     ModelList,
 )
 from serving.front.openai.schema import ChatRequest, CompletionRequest
+from serving.front.parameters import LARGEST_SEED
+from serving.front.responses import ErrorBody
+from serving.front.text.tokens import TokenizedItem
 from serving.front.tgi.schema import (
-    LARGEST_SEED,
     ChatTokenizeResponse,
     CompatGenerateRequest,
-    ErrorBody,
     GenerateRequest,
     GenerateResponse,
     Info,
     StreamResponse,
-    TokenizedItem,
     VertexInstance,
     VertexRequest,
     VertexResponse,

@@ -14,7 +14,7 @@ from serving.front.model import LoadedModel
 from serving.front.openai.response_format import output_grammar
 from serving.front.openai.schema import ChatRequest, CompletionRequest, OpenAIRequest
 from serving.front.openai.tools import FORMAT_AND_TOOLS, ToolUse
-from serving.front.tgi.schema import GenerateParameters
+from serving.front.parameters import GenerateParameters
 from serving.front.validation import ValidRequest, validate
 from serving.settings import Settings
 

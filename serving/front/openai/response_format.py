@@ -13,7 +13,7 @@ import msgspec
 from serving.errors import ErrorKind, RequestError
 from serving.front.grammars import from_guided_format, json_schema
 from serving.front.openai.schema import OpenAIRequest
-from serving.front.tgi.schema import GuidedFormat
+from serving.front.parameters import GuidedFormat
 from serving.protocol.params import Grammar
 
 ANY_OBJECT = {"type": "object"}

@@ -28,8 +28,8 @@ from serving.front.openai.response_schema import (
     Usage,
 )
 from serving.front.openai.schema import ChatRequest, CompletionRequest, OpenAIRequest
-from serving.front.text.sequence_text import Finish, SequenceText, TokenEvent
-from serving.front.tgi.schema import Token
+from serving.front.sequence_text import Finish, SequenceText, TokenEvent
+from serving.front.text.tokens import Token
 from serving.front.validation import ValidRequest
 
 ASSISTANT = "assistant"

@@ -32,8 +32,8 @@ from serving.front.openai.schema import ChatRequest, CompletionRequest
 from serving.front.openai.tool_chat import ToolChat
 from serving.front.openai.tools import tool_use
 from serving.front.responses import json_response
+from serving.front.sequence_text import SequenceText, TokenEvent
 from serving.front.streaming import DONE, KEEP_ALIVE, KEEP_ALIVE_SECONDS, event_stream, frame
-from serving.front.text.sequence_text import SequenceText, TokenEvent
 from serving.front.validation import ValidRequest
 
 # A stream's status is decided by its first event, but no client waits longer for headers.

@@ -1,7 +1,7 @@
 """Bodies that the OpenAI routes take: OpenAI's fields, TGI's extra ones, and vLLM's names.
 
 Runs in the front. Comes in: JSON, parsed by `bodies.py`; an optional field may be null, an
-unknown one is ignored. Goes out: structs for `chat_template.py`, `openai/parameters.py` and
+unknown one is ignored. Goes out: structs for `openai/parameters.py` and
 `openai/tools.py`. Next: `openai/parameters.py`.
 """
 
@@ -9,42 +9,10 @@ from typing import Any
 
 import msgspec
 
-from serving.front.tgi.schema import LARGEST_SEED, Signed32, Unsigned, Unsigned32
+from serving.front.chat.messages import Message
+from serving.front.parameters import LARGEST_SEED, Signed32, Unsigned, Unsigned32
 
 Prompt = str | list[int]  # text, or token ids
-
-
-class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of text in a message."""
-
-    text: str
-
-
-class ImageUrl(msgspec.Struct, frozen=True):
-    """Address or data URI of an image."""
-
-    url: str
-
-
-class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
-    """An image in a message."""
-
-    image_url: ImageUrl
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat message: content, the tool calls of an earlier answer, or both."""
-
-    role: str
-    content: str | list[TextPart | ImagePart] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.content is None and not self.tool_calls:
-            raise ValueError("a message needs `content` or `tool_calls`")
 
 
 class Function(msgspec.Struct, frozen=True):

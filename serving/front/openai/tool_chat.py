@@ -31,7 +31,7 @@ from serving.front.openai.responses import ASSISTANT, Chat, finish_reason, token
 from serving.front.openai.schema import ChatRequest
 from serving.front.openai.tool_calls import Arguments, CallParser, CallStart, Piece
 from serving.front.openai.tools import NO_TOOL, ToolUse
-from serving.front.text.sequence_text import SequenceText, TokenEvent
+from serving.front.sequence_text import SequenceText, TokenEvent
 from serving.front.validation import ValidRequest
 
 FUNCTION = "function"

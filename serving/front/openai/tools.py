@@ -12,20 +12,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.chat.messages import ImagePart, Message, TextPart
+from serving.front.chat.template import ASSISTANT, ChatTemplate
 from serving.front.closed_schema import closed
 from serving.front.grammars import from_guided_format
-from serving.front.openai.schema import (
-    ChatRequest,
-    Function,
-    ImagePart,
-    Message,
-    NamedChoice,
-    TextPart,
-)
+from serving.front.openai.schema import ChatRequest, Function, NamedChoice
 from serving.front.openai.tool_dialects import Dialect
 from serving.front.openai.tool_grammar import Schema, call_grammar
-from serving.front.text.chat_template import ASSISTANT, ChatTemplate
-from serving.front.tgi.schema import GuidedFormat
+from serving.front.parameters import GuidedFormat
 from serving.protocol.params import Grammar
 
 NO_TOOL = Function(

@@ -20,13 +20,9 @@ from serving.front.model import LoadedModel
 from serving.front.openai.parameters import chat_request
 from serving.front.openai.schema import ChatRequest
 from serving.front.openai.tools import tool_use
+from serving.front.parameters import GenerateParameters
 from serving.front.responses import json_response
-from serving.front.tgi.schema import (
-    GenerateParameters,
-    VertexInstance,
-    VertexRequest,
-    VertexResponse,
-)
+from serving.front.tgi.schema import VertexInstance, VertexRequest, VertexResponse
 from serving.front.validation import ValidRequest, validate
 
 NO_VARIANT = "data did not match any variant of untagged enum VertexInstance"

@@ -12,7 +12,7 @@ import gevent
 import tokenizers
 
 from serving.front.text.token_texts import TokenTexts
-from serving.front.tgi.schema import TokenizedItem
+from serving.front.text.tokens import TokenizedItem
 
 LONG_TEXT = 20_000  # characters; about 20 ms of work, which would delay every other request
 

@@ -17,8 +17,8 @@ from serving.front.handling import Handling
 from serving.front.headers import response_headers, stream_headers
 from serving.front.model import LoadedModel
 from serving.front.responses import error_body, json_response
+from serving.front.sequence_text import SequenceText, TokenEvent
 from serving.front.streaming import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event_stream, frame
-from serving.front.text.sequence_text import SequenceText, TokenEvent
 from serving.front.text.tokenization import Tokenizer
 from serving.front.tgi.schema import (
     BestOfSequence,

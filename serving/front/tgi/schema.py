@@ -5,61 +5,13 @@ reads and fills. A field that admits null says so; a missing key and a null are 
 in TGI, `UNSET` keeps a key out of the JSON. Next: `validation.py`.
 """
 
-from typing import Annotated, Any, Literal
-
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
-Unsigned = Annotated[int, Meta(ge=0)]
-Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Signed32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-LARGEST_SEED = 2**64 - 1
-
-FinishReason = Literal["length", "eos_token", "stop_sequence"]
-
+from serving.front.parameters import GenerateParameters
+from serving.front.text.tokens import FinishReason, Token, TokenizedItem
 
 # --- requests ------------------------------------------------------------------------------------
-
-
-class GuidedFormat(msgspec.Struct, frozen=True):
-    """TGI's grammar: a type and a mandatory value, whose form `grammars.py` checks."""
-
-    type: Literal["json", "json_object", "json_schema", "regex", "lark"]
-    value: Any
-
-
-class GenerateParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """TGI's `parameters`; those below `adapter_id` are ours. `validation.py` checks ranges."""
-
-    best_of: Unsigned | None = None
-    temperature: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    top_k: Signed32 | None = None
-    top_p: float | None = None
-    typical_p: float | None = None
-    do_sample: bool = False
-    max_new_tokens: Unsigned32 | None = None
-    return_full_text: bool | None = None
-    stop: list[str] = []
-    truncate: Unsigned | None = None
-    watermark: bool = False
-    details: bool = False
-    decoder_input_details: bool = False
-    seed: Unsigned | None = None
-    top_n_tokens: Unsigned32 | None = None
-    grammar: GuidedFormat | None = None
-    adapter_id: str | None = None
-    ignore_eos: bool = False
-    min_new_tokens: Unsigned32 | None = None
-    max_time: float | None = None  # seconds; then the next token is the last
-    output_frequency_penalty: float | None = None  # OpenAI's form of the penalty
-    output_presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None  # token id to what is added to its score
-
-    def __post_init__(self) -> None:
-        if self.seed is not None and self.seed > LARGEST_SEED:
-            raise ValueError(f"`seed` must be <= {LARGEST_SEED}. Given: {self.seed}")
 
 
 def _parameters_when_absent() -> GenerateParameters:
@@ -94,15 +46,6 @@ class VertexRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- responses -----------------------------------------------------------------------------------
-
-
-class Token(msgspec.Struct, frozen=True):
-    """A generated token; `logprob` is 0 where nobody asked for log-probabilities."""
-
-    id: int
-    text: str
-    logprob: float
-    special: bool
 
 
 class PrefillToken(msgspec.Struct, frozen=True):
@@ -161,22 +104,6 @@ class StreamResponse(msgspec.Struct, frozen=True):
     top_tokens: list[Token] | UnsetType = UNSET
     generated_text: str | None = None
     details: StreamDetails | None = None
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """Body of every error that is not about the shape of the request."""
-
-    error: str
-    error_type: str
-
-
-class TokenizedItem(msgspec.Struct, frozen=True):
-    """A prompt token with its byte range in the prompt."""
-
-    id: int
-    text: str
-    start: int
-    stop: int
 
 
 class ChatTokenizeResponse(msgspec.Struct, frozen=True):

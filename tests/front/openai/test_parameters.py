@@ -3,9 +3,10 @@
 import pytest
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.chat.messages import Message
 from serving.front.model import LoadedModel
 from serving.front.openai.parameters import chat_request, completion_requests
-from serving.front.openai.schema import ChatRequest, CompletionRequest, Message
+from serving.front.openai.schema import ChatRequest, CompletionRequest
 from serving.front.validation import ValidRequest
 from serving.protocol.params import Grammar
 from serving.settings import Settings

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from serving.front.chat.messages import Message
 from serving.front.model import LoadedModel
-from serving.front.openai.schema import ChatRequest, Function, Message, Tool
+from serving.front.openai.schema import ChatRequest, Function, Tool
 from serving.front.openai.tool_dialects import (
     GENERIC,
     HERMES,

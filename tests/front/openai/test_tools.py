@@ -6,17 +6,10 @@ from typing import Any
 import pytest
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.chat.messages import Message, TextPart
 from serving.front.model import LoadedModel
 from serving.front.openai.parameters import chat_request
-from serving.front.openai.schema import (
-    ChatRequest,
-    Function,
-    FunctionName,
-    Message,
-    NamedChoice,
-    TextPart,
-    Tool,
-)
+from serving.front.openai.schema import ChatRequest, Function, FunctionName, NamedChoice, Tool
 from serving.front.openai.tool_dialects import GENERIC, HERMES, Dialect
 from serving.front.openai.tools import NO_TOOL, TOOL_PROMPT, ToolUse, tool_use
 from serving.settings import Settings

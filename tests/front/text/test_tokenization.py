@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.front.text.tokenization import LONG_TEXT, Tokenizer
-from serving.front.tgi.schema import TokenizedItem
+from serving.front.text.tokens import TokenizedItem
 
 
 def test_special_tokens_are_added_on_request(tokenizer: Tokenizer) -> None:

@@ -2,7 +2,7 @@
 
 Runs in the front. Comes in: the source of a template, from the model directory, never from a
 client. Goes out: a `SandboxedTemplate`, whose every rendering has a budget of loop turns and
-characters. Next: `chat_template.py`.
+characters. Next: `template.py`.
 """
 
 import datetime

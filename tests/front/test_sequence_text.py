@@ -4,8 +4,9 @@ import pytest
 
 from serving.errors import ErrorKind, RequestError
 from serving.front.model import LoadedModel
-from serving.front.text.sequence_text import SequenceText, TokenEvent
-from serving.front.tgi.schema import GenerateParameters, Token
+from serving.front.parameters import GenerateParameters
+from serving.front.sequence_text import SequenceText, TokenEvent
+from serving.front.text.tokens import Token
 from serving.front.validation import validate
 from serving.protocol.messages import Delta, FinishReason
 from serving.settings import Settings

@@ -2,7 +2,7 @@
 
 Runs in the front when a worker loads a model. Comes in: the directory, and the file of
 --tokenizer-config-path. Goes out: template sources by name, and special tokens. Next:
-`chat_template.py`.
+`template.py`.
 """
 
 import json

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.chat.template_files import read_template_files
 from serving.front.model import load_model, reload_model
-from serving.front.text.template_files import read_template_files
 from serving.settings import Settings
 from tests.support.fake_engine import engine_info
 from tests.support.tiny_model import make_model_directory

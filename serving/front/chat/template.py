@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import meta, nodes
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.openai.schema import Message, TextPart
-from serving.front.text.template_files import DEFAULT
-from serving.front.text.template_sandbox import SandboxedTemplate, TemplateRaised
+from serving.front.chat.messages import Message, TextPart
+from serving.front.chat.sandbox import SandboxedTemplate, TemplateRaised
+from serving.front.chat.template_files import DEFAULT
 
 TOOL_USE = "tool_use"  # the name of a template for chats with tools
 ASSISTANT = "assistant"

@@ -15,7 +15,7 @@ from serving.front.float32 import shortest
 from serving.front.text.detokenizer import Detokenizer
 from serving.front.text.stop_strings import StopStrings
 from serving.front.text.tokenization import Tokenizer
-from serving.front.tgi.schema import FinishReason, Token
+from serving.front.text.tokens import FinishReason, Token
 from serving.front.validation import ValidRequest
 from serving.protocol.messages import Delta
 

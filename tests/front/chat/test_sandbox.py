@@ -3,7 +3,7 @@
 import jinja2
 import pytest
 
-from serving.front.text.template_sandbox import SandboxedTemplate, TemplateRaised
+from serving.front.chat.sandbox import SandboxedTemplate, TemplateRaised
 
 
 def render(source: str, **variables: object) -> str:

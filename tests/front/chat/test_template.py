@@ -8,8 +8,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.openai.schema import ImagePart, ImageUrl, Message, TextPart
-from serving.front.text.chat_template import ChatTemplate
+from serving.front.chat.messages import ImagePart, ImageUrl, Message, TextPart
+from serving.front.chat.template import ChatTemplate
 from tests.support import chat_templates
 
 PLAIN = (
