@@ -103,6 +103,12 @@ def describe_other(names: set[str], directory: str, base: str | None = None) -> 
             f"{directory} holds weights in GGUF form ({shown}), which is llama.cpp's",
             "use the safetensors checkpoint that it was made from",
         )
+    pickled = weight_names(names, ".bin") or weight_names(names, ".pt")
+    if pickled and "config.json" in names:
+        return (
+            f"{directory} has pickled weights only ({pickled[0]})",
+            "convert them: leave out --no-auto-convert",
+        )
     if any(name.startswith("consolidated.") for name in names):
         return (
             f"{directory} holds weights in their publisher's own form (consolidated.*) only",

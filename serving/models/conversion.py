@@ -12,6 +12,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ from serving.models.tensor_file import open_tensor_file
 
 log = logging.getLogger(__name__)
 PHASE = "conversion"
+STAGING = ".converting-"
+STALE_SECONDS = 86400.0  # nobody works on one file for so long: a conversion was killed
 
 
 def convert_directory(source: Path, output: Path) -> None:
@@ -67,6 +70,7 @@ def convert_file(source: Path, target: Path, written: Collection[str] = ()) -> l
     content = {name: t for name, t in _tensors(source).items() if name not in written}
     tensors, aliases = _without_copies(content)
     save_file(tensors, target, metadata={"format": "pt", **aliases})
+    target.chmod(0o600 | source.stat().st_mode & 0o666)  # readable by whom the source is
     with target.open("rb") as file:
         os.fsync(file.fileno())  # or the rename could survive a power cut that the bytes do not
     _verify(target, tensors)
@@ -143,6 +147,9 @@ def _staging(output: Path, size: int) -> Iterator[Path]:
     """A new directory in `output`, gone at the end; errors of the disk become `StartupError`."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        for path in output.glob(f"{STAGING}*"):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path)
         free = shutil.disk_usage(output).free
         if free < size:
             _refuse(
@@ -150,7 +157,7 @@ def _staging(output: Path, size: int) -> Iterator[Path]:
                 f"{size / 1e9:.2f} GB",
                 "free some space, or mount a larger volume",
             )
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=output) as directory:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=output) as directory:
             yield Path(directory)
     except (OSError, SafetensorError) as error:
         _refuse(f"cannot write to {output}: {error}", "check the volume and its free space")

@@ -16,11 +16,14 @@ from serving.models.hub_download import HubModel, download
 from serving.settings import NO_MODEL, Settings
 
 MOUNTED_MODEL = Path("/opt/ml/model")  # where SageMaker puts a model's files
+# What shows that files are meant as a model, even as one that will be refused with its reason.
+MODEL_SIGNS = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 
 
 def with_mounted_model(settings: Settings, mounted: Path = MOUNTED_MODEL) -> Settings:
     """The same settings, naming the model that the platform mounted if no other is named."""
-    if settings.model_id != NO_MODEL or not (mounted / "config.json").is_file():
+    holds_model = any(any(mounted.glob(sign)) for sign in MODEL_SIGNS)
+    if settings.model_id != NO_MODEL or not holds_model:
         return settings
     origins = settings.origins | {"model_id": "mounted model"}
     return msgspec.structs.replace(settings, model_id=str(mounted), origins=origins)

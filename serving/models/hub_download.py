@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from serving.errors import StartupError
-from serving.models.artefacts import PHASE, refuse
-from serving.models.hub_files import RemoteFile, damaged_files, wanted_files
+from serving.models.artefacts import NO_WEIGHTS, PHASE, refuse
+from serving.models.hub_files import SUPPORT_FILES, RemoteFile, damaged_files, wanted_files
 from serving.models.progress import watched
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,13 @@ def _cached(model: HubModel) -> Path | None:
 
     try:
         path = snapshot_download(
-            model.model_id, revision=model.revision, cache_dir=model.cache, local_files_only=True,
-            allow_patterns=["config.json"],
-        )  # fmt: skip
+            model.model_id,
+            revision=model.revision,
+            cache_dir=model.cache,
+            local_files_only=True,
+            allow_patterns=[*SUPPORT_FILES, f"*{model.extension}"],
+            ignore_patterns=["*/*", *(f"*{part}*" for part in NO_WEIGHTS)],
+        )
     except errors.LocalEntryNotFoundError:
         return None
     return Path(path) if (Path(path) / "config.json").is_file() else None
@@ -122,6 +126,8 @@ def _fetch(model: HubModel, wanted: list[RemoteFile]) -> Path:
             allow_patterns=names,
         )
     path = Path(snapshot)
+    if lacking:
+        log.info("checking the checksums of %d files", len(lacking))
     damaged = damaged_files(path, lacking)
     for file in damaged:
         (path / file.name).resolve().unlink()

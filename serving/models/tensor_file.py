@@ -20,6 +20,7 @@ from serving.errors import StartupError
 
 PHASE = "weights"
 LENGTH_BYTES = 8  # little-endian length of the JSON header, at the start of the file
+ADVICE_BYTES = 2**20  # the kernel cuts longer requests to read ahead
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format's own library
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
@@ -65,7 +66,8 @@ class StoredTensor:
         skipped = begin % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
             if is_all_read:  # large requests to the disk, instead of one for each page fault
-                os.posix_fadvise(file.fileno(), begin, size, os.POSIX_FADV_WILLNEED)
+                for piece in range(begin, begin + size, ADVICE_BYTES):
+                    os.posix_fadvise(file.fileno(), piece, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
             buffer = mmap.mmap(
                 file.fileno(),
                 skipped + size,

@@ -6,6 +6,7 @@ bytes that it keeps. Only safetensors: no pickle is ever executed. Next: `decode
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Checkpoint:
 
         Raises `StartupError` with up to five names of each kind.
         """
+        self._settle_prefix(expected, names.optional_prefix)
         self._share_tied_head(expected, names)
         missing = [name for name in expected if name not in self._tensors]
         if missing:
@@ -79,9 +81,9 @@ class Checkpoint:
         """A tensor as it is stored; its `read(*ranges)` reads any part of it."""
         return self._tensors[name]
 
-    def dtype_of(self, name: str) -> torch.dtype:
-        """Type in which a tensor is stored."""
-        return self._tensors[name].dtype
+    def main_dtype(self) -> torch.dtype:
+        """Type in which the largest tensor is stored."""
+        return max(self._tensors.values(), key=lambda tensor: math.prod(tensor.shape)).dtype
 
     def vector(self, name: str) -> torch.Tensor:
         """A whole tensor, in memory of its own."""
@@ -116,6 +118,15 @@ class Checkpoint:
                     "keep the files of one checkpoint, or add its model.safetensors.index.json",
                 )
             self._tensors[name] = tensor
+
+    def _settle_prefix(self, expected: Shapes, prefix: str) -> None:
+        """Some checkpoints leave out a prefix of all names, or have it where others do not."""
+        if not prefix:
+            return
+        for name in expected:
+            other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+            if name not in self._tensors and other in self._tensors:
+                self._tensors[name] = self._tensors.pop(other)
 
     def _share_tied_head(self, expected: Shapes, names: WeightNames) -> None:
         """Some checkpoints keep a tied matrix under the name of the head only."""

@@ -45,7 +45,7 @@ def test_a_slice_is_read_when_it_is_asked_for(directory: Path) -> None:
 def test_tensors_are_converted_to_the_models_dtype(directory: Path) -> None:
     checkpoint = opened(directory, torch.bfloat16)
     assert checkpoint.vector("b.weight").dtype is torch.bfloat16
-    assert checkpoint.dtype_of("b.weight") is torch.float32
+    assert checkpoint.main_dtype() is torch.float32
 
 
 def test_complete_checkpoint_passes(directory: Path) -> None:
@@ -103,6 +103,18 @@ def test_a_tied_matrix_under_the_name_of_the_head(tmp_path: Path) -> None:
     checkpoint = opened(tmp_path)
     checkpoint.check({"model.embed_tokens.weight": (4, 2)}, NAMES)
     assert checkpoint.rows("model.embed_tokens.weight", 0, 1).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("stored", ["", "base."])
+@pytest.mark.parametrize("expected", ["", "base."])
+def test_a_prefix_that_is_there_or_not(tmp_path: Path, stored: str, expected: str) -> None:
+    """Only the names of the family count; others, such as the head's, never have the prefix."""
+    tensors = {f"{stored}a.weight": torch.ones(4, 2), "head.weight": torch.zeros(4, 2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = opened(tmp_path)
+    shapes = {f"{expected}a.weight": (4, 2), "head.weight": (4, 2)}
+    checkpoint.check(shapes, WeightNames(optional_prefix="base."))
+    assert checkpoint.vector(f"{expected}a.weight").tolist() == [[1.0, 1.0]] * 4
 
 
 def test_an_untied_model_needs_both(tmp_path: Path) -> None:
