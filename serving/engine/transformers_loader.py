@@ -5,6 +5,7 @@ everything that cannot be served so. Next: `models/transformers_decoder.py`.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 
 from serving.errors import StartupError
+from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
+from serving.models.frozen_linear import freeze_linears
 from serving.models.registry import model_types
 from serving.models.spec import Config, UnsupportedConfig
 from serving.models.transformers_decoder import TransformersDecoder
@@ -30,6 +33,7 @@ class UndeclaredModel:
     decoder: TransformersDecoder
     dtype: torch.dtype
     weight_bytes: int
+    padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
 
 
 def check_undeclared(config: Config, shard: ShardContext) -> Any:
@@ -66,11 +70,17 @@ def load_undeclared(
     )
     model = _read_weights(path, loaded, dtype).to(device).eval()
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    dtype = model.dtype
+    matmul = matmul_factory(device, dtype)
     try:
-        decoder = TransformersDecoder(model, ops)
+        with torch.inference_mode():
+            if matmul is PackedMatmul:
+                freeze_linears(model, matmul)
+            decoder = TransformersDecoder(model, dtype, ops)
     except UnsupportedConfig as error:
         raise _refusal(config, error) from error
-    return UndeclaredModel(decoder, model.dtype, weight_bytes)
+    rows = padded_rows if matmul is PackedMatmul else int
+    return UndeclaredModel(decoder, dtype, weight_bytes, rows)
 
 
 def _read_weights(path: Path, loaded: Any, dtype: torch.dtype | None) -> Any:

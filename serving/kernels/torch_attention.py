@@ -101,7 +101,8 @@ def _capped(
     scores = torch.tanh(scores / rule.soft_cap) * rule.soft_cap
     if mask is None:
         length = query.shape[-2]
-        mask = _additive(torch.ones(length, length, dtype=torch.bool).tril(), torch.float32)
+        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        mask = _additive(seen, torch.float32)
     return (scores + mask).softmax(-1).to(value.dtype) @ value
 
 

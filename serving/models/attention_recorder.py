@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout
 from serving.models.paged_attention import AttentionCall
 from serving.models.spec import UnsupportedConfig
@@ -51,6 +52,7 @@ class AttentionRecorder:
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
         sliding_window: int | None = None,
+        softcap: float | None = None,
         is_causal: bool | None = None,
         **options: object,
     ) -> tuple[torch.Tensor, None]:
@@ -68,7 +70,8 @@ class AttentionRecorder:
             window = self._window_behind(attention_mask)
         layout = HeadLayout(heads, key.shape[1], max(dim, value_dim))
         scale = dim**-0.5 if scaling is None else float(scaling)
-        self.calls.append(AttentionCall(module, layout, value_dim, scale, window))
+        rule = ScoreRule(scale, window, softcap or 0.0)
+        self.calls.append(AttentionCall(module, layout, value_dim, rule))
         return query.new_zeros(1, tokens, heads, value_dim), None
 
     def _window_behind(self, mask: torch.Tensor) -> int:

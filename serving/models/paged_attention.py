@@ -24,8 +24,7 @@ class AttentionCall:
     module: nn.Module
     layout: HeadLayout  # its head_dim is the wider one of keys and values
     value_dim: int
-    scale: float
-    window: int  # how many last positions are seen; 0 sees all
+    rule: ScoreRule
 
 
 class PagedAttention:
@@ -76,9 +75,7 @@ class PagedAttention:
         keys, values = _as_laid_out(layer.keys, layout), _as_laid_out(layer.values, layout)
         qkv = _fused(query, key, value, layout).to(self._dtype)
         self._ops.rope_and_write(qkv, layout, self._unrotated, self._unrotated, keys, values, batch)
-        context = self._ops.attention(
-            qkv, layout, keys, values, batch, ScoreRule(call.scale, call.window)
-        )
+        context = self._ops.attention(qkv, layout, keys, values, batch, call.rule)
         heads = context.view(1, -1, layout.heads, layout.head_dim)
         return heads[..., : call.value_dim].to(query.dtype), None
 

@@ -36,8 +36,9 @@ class PagedSpec:
 class TransformersDecoder:
     """Token ids to hidden states, hidden states to logits."""
 
-    def __init__(self, model: Any, ops: TorchOps) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, ops: TorchOps) -> None:
         """`model`: a causal language model of transformers, loaded with "eager" attention.
+        `dtype`: that of its weights and of the KV pool.
 
         The model is taken over: its body is split from its head. Raises `UnsupportedConfig` for
         code that cannot be served so, with the reason.
@@ -46,11 +47,11 @@ class TransformersDecoder:
         with torch.inference_mode(), _foreign_code():
             expected = model(token_ids[None], use_cache=False).logits[0]
             self.calls, output = _record(model, token_ids)
-            self._attention = PagedAttention(self.calls, ops, model.dtype)
+            self._attention = PagedAttention(self.calls, ops, dtype)
             _use_attention(model, "paged", self._attention, None)
             self._body, self._head = _split(model, output)
             self.spec = _pool_spec(self.calls, expected.shape[-1])
-            self._prove(token_ids, expected)
+            self._prove(token_ids, expected, dtype)
 
     def forward(
         self, token_ids: torch.Tensor, kv: list[KvLayer], batch: AttentionBatch
@@ -71,13 +72,14 @@ class TransformersDecoder:
         logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits
         return logits[0]
 
-    def _prove(self, token_ids: torch.Tensor, expected: torch.Tensor) -> None:
+    def _prove(self, token_ids: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
         spec = self.spec
         size = (spec.kv_heads, paged_proof.BLOCK_SIZE, spec.head_dim)
-        pool = expected.new_zeros(spec.layers, 2, max(paged_proof.BLOCKS) + 1, *size)
+        blocks = max(paged_proof.BLOCKS) + 1
+        pool = expected.new_zeros(spec.layers, 2, blocks, *size, dtype=dtype)
         kv = [KvLayer(keys, values) for keys, values in pool]
         found = paged_proof.deviation(self, kv, token_ids, expected)
-        allowed = paged_proof.TOLERANCE[expected.dtype]
+        allowed = paged_proof.TOLERANCE[dtype]
         if found > allowed:
             raise UnsupportedConfig(
                 f"in pieces it computes other logits than at once (relative error {found:.2g}, "

@@ -14,6 +14,7 @@ from transformers.masking_utils import (
 )
 from undeclared_models import ARCHITECTURES, COMMON
 
+from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 from serving.models.attention_recorder import AttentionRecorder, window_of
 from serving.models.spec import UnsupportedConfig
@@ -46,14 +47,15 @@ def test_other_patterns_are_not_taken_for_windows() -> None:
     assert window_of(hidden, None) is None
 
 
-def test_call_has_heads_dims_scale_and_window() -> None:
-    call = record(scaling=0.5, sliding_window=7, dropout=0.0).calls[0]
+def test_call_has_heads_dims_and_rule() -> None:
+    call = record(scaling=0.5, sliding_window=7, softcap=30.0, dropout=0.0).calls[0]
     assert call.layout == HeadLayout(4, 2, 8)
-    assert (call.value_dim, call.scale, call.window) == (6, 0.5, 7)
+    assert call.value_dim == 6
+    assert call.rule == ScoreRule(scale=0.5, window=7, soft_cap=30.0)
 
 
 def test_scale_defaults_to_that_of_torch() -> None:
-    assert record().calls[0].scale == pytest.approx(8**-0.5)
+    assert record().calls[0].rule.scale == pytest.approx(8**-0.5)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +95,11 @@ def test_models_that_would_be_wrong_are_refused(
     described = AutoConfig.for_model(model_type, **COMMON | config)
     model = AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
     with pytest.raises(UnsupportedConfig, match=reason):
-        TransformersDecoder(model, TorchOps())
+        TransformersDecoder(model, torch.float32, TorchOps())
 
 
 def test_windows_of_a_model_are_those_of_its_layers() -> None:
     described = AutoConfig.for_model("exaone4", **COMMON | ARCHITECTURES["exaone4"])
     model = AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
-    decoder = TransformersDecoder(model, TorchOps())
-    assert [call.window for call in decoder.calls] == [24, 0, 24, 0]
+    decoder = TransformersDecoder(model, torch.float32, TorchOps())
+    assert [call.rule.window for call in decoder.calls] == [24, 0, 24, 0]

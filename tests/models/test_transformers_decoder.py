@@ -2,13 +2,12 @@
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_rig import Rig
 from transformers import AutoModelForCausalLM
 from undeclared_models import ARCHITECTURES, write_undeclared
+from undeclared_rig import UndeclaredRig
 
 from serving.kernels import cpu_ops
 from serving.kernels.compiled_ops import CompiledOps
@@ -25,15 +24,7 @@ def load(path: Path, ops: TorchOps) -> TransformersDecoder:
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )
-    return TransformersDecoder(model.eval(), ops)
-
-
-def new_rig(decoder: TransformersDecoder, ops: TorchOps, **options: object) -> Rig:
-    shape = decoder.spec
-    attention = SimpleNamespace(kv_heads=shape.kv_heads, head_dim=shape.head_dim)
-    spec = SimpleNamespace(layers=shape.layers, attention=attention, max_positions=512)
-    runnable = SimpleNamespace(spec=spec, forward=decoder.forward, logits=decoder.logits)
-    return Rig(runnable, ops, **options)  # type: ignore[arg-type]
+    return TransformersDecoder(model.eval(), torch.float32, ops)
 
 
 class Oracle:
@@ -49,8 +40,8 @@ class Oracle:
         self.logits = [logits for _, logits in found]
         self.decoder = load(path, TorchOps())
 
-    def rig(self, **options: object) -> Rig:
-        return new_rig(self.decoder, TorchOps(), **options)
+    def rig(self, **options: object) -> UndeclaredRig:
+        return UndeclaredRig(self.decoder, TorchOps(), **options)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -69,7 +60,7 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Oracle(request.param, tmp_path_factory.mktemp("undeclared") / request.param)
 
 
-def assert_logits(rig: Rig, expected: torch.Tensor) -> None:
+def assert_logits(rig: UndeclaredRig, expected: torch.Tensor) -> None:
     found = torch.stack(rig.sampler.logits)
     assert (found - expected).abs().max() < TOLERANCE
 
@@ -100,7 +91,7 @@ def test_prefix_cache_hit(oracle: Oracle) -> None:
     rig.run()
     rig.sampler.logits.clear()
     rig.add(1, oracle.prompts[3], NEW_TOKENS)
-    assert rig.run() == {1: oracle.tokens[3]}
+    assert rig.run()[1] == oracle.tokens[3]
     assert rig.scheduler.counters.prefix_hit_tokens == 88
     assert_logits(rig, oracle.logits[3])
 
@@ -108,15 +99,12 @@ def test_prefix_cache_hit(oracle: Oracle) -> None:
 def test_mixed_batch_with_preemption(oracle: Oracle) -> None:
     """Sequences arrive while others decode, on a pool too small for all of them."""
     rig = oracle.rig(num_blocks=17, token_budget=24, prefix_caching=False)
-    tokens: dict[int, list[int]] = {}
     for sequence_id, prompt in enumerate(oracle.prompts):
         rig.add(sequence_id, prompt, NEW_TOKENS)
         for _ in range(3):
-            for delta in rig.step() or []:
-                tokens.setdefault(delta.sequence_id, []).extend(delta.token_ids)
-    for sequence_id, rest in rig.run().items():
-        tokens.setdefault(sequence_id, []).extend(rest)
-    assert [tokens[i] for i in range(len(PROMPTS))] == oracle.tokens
+            rig.step()
+    found = rig.run()
+    assert [found[i] for i in range(len(PROMPTS))] == oracle.tokens
     assert rig.scheduler.counters.preemptions > 0
 
 
@@ -130,7 +118,7 @@ def test_compiled_operations_in_a_mixed_batch(oracle: Oracle) -> None:
     loaded = cpu_ops.load()
     if not loaded:
         pytest.skip(f"no compiled operations here: {loaded.reason}")
-    rig = new_rig(load(oracle.path, CompiledOps()), CompiledOps(), token_budget=40)
+    rig = UndeclaredRig(load(oracle.path, CompiledOps()), CompiledOps(), token_budget=40)
     for sequence_id, prompt in enumerate(oracle.prompts):
         rig.add(sequence_id, prompt, NEW_TOKENS)
     found = rig.run()

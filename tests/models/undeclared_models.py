@@ -45,6 +45,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": MIXTURE,
     "exaone4": {**SLIDING, "layer_types": ["sliding_attention", "full_attention"] * 2,
                 "num_hidden_layers": 4},
+    "gemma4_unified_text": {  # heads of two sizes, shared keys and values in the last layer
+        **SLIDING,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+    },
     "glm4": {"head_dim": 16},
     "helium": {"head_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -54,6 +62,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "olmo": {"clip_qkv": 8.0},
     "olmoe": MIXTURE,
     "seed_oss": {"head_dim": 16, "attention_bias": True},
+    "vaultgemma": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},  # soft caps
     "smollm3": {"no_rope_layers": [1, 0, 1]},
 }  # fmt: skip
 
@@ -62,7 +71,7 @@ def write_undeclared(model_type: str, directory: Path, **overrides: Any) -> Path
     """Save a random model with weights so wide that a greedy choice rarely hangs on rounding."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        model_type, **COMMON | ARCHITECTURES.get(model_type, {}), **overrides
+        model_type, **COMMON | ARCHITECTURES.get(model_type, {}) | overrides
     )
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
