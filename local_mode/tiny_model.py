@@ -11,7 +11,10 @@ from typing import Any
 
 import click
 
+from local_mode import tiny_variants_classic, tiny_variants_modern
+
 DEMO_MODEL = Path(__file__).parent / "demo_model"
+ORIGINAL = "as_transformers_saved"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 COMMON: dict[str, Any] = {
@@ -43,6 +46,7 @@ YARN_ROPE = {
     **ROPE,
 }
 # Name -> (transformers model type, config beside COMMON). Variants cover the branches of a family.
+# None for a key of COMMON leaves the key out.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-bias": (
@@ -68,21 +72,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3-tied": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    **tiny_variants_classic.VARIANTS,
+    **tiny_variants_modern.VARIANTS,
 }
 
 
 def write_checkpoint(variant: str, directory: Path, seed: int = 0, **overrides: Any) -> Path:
     """Write config, safetensors and tokenizer of a random `variant`; returns the directory.
 
-    Weights are wider than usual, so that a greedy choice rarely hangs on rounding. Raises
+    Weights are wider than usual, so that a greedy choice rarely hangs on rounding. Where a variant
+    has a published layout, what transformers saved is in ORIGINAL below the directory. Raises
     `KeyError` for an unknown variant.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from local_mode.published_layouts import LAYOUTS, rewrite
+
     model_type, config = VARIANTS[variant]
     torch.manual_seed(seed)
-    settings = COMMON | config | overrides
+    left_out = {key for key in COMMON if key in config and config[key] is None}
+    settings = {k: v for k, v in (COMMON | config | overrides).items() if k not in left_out}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -90,7 +100,14 @@ def write_checkpoint(variant: str, directory: Path, seed: int = 0, **overrides: 
                 parameter.normal_(std=0.08)
             else:
                 parameter.uniform_(*((-0.5, 0.5) if name.endswith("bias") else (0.5, 1.5)))
-    model.save_pretrained(directory)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.5, 0.5)
+    if variant in LAYOUTS:
+        model.save_pretrained(directory / ORIGINAL)
+        rewrite(LAYOUTS[variant][1], directory / ORIGINAL, directory)
+    else:
+        model.save_pretrained(directory)
     for name in TOKENIZER_FILES:
         if (DEMO_MODEL / name).exists():
             shutil.copy(DEMO_MODEL / name, directory / name)

@@ -57,9 +57,13 @@ class StepArrays:
 class RowTable:
     """Tokens, blocks and sampling parameters of up to `rows` running sequences."""
 
-    def __init__(self, rows: int, max_tokens: int, block_size: int) -> None:
-        """`max_tokens`: longest sequence, prompt and output."""
+    def __init__(self, rows: int, max_tokens: int, block_size: int, start_tokens: int = 0) -> None:
+        """`max_tokens`: longest sequence, prompt and output.
+
+        `start_tokens`: with an encoder, those at the prompt's end where the decoder's text begins.
+        """
         self._block_size = block_size
+        self._start_tokens = start_tokens
         self.token_ids = np.zeros((rows, max_tokens + 1), np.int32)
         self.num_tokens = np.zeros(rows, np.int64)
         self.num_computed = np.zeros(rows, np.int64)
@@ -77,6 +81,7 @@ class RowTable:
         self.watermark = np.zeros(rows, np.bool_)
         self.logit_bias: list[list[tuple[int, float]]] = [[]] * rows
         self.prompt_length = np.zeros(rows, np.int64)
+        self.text_start = np.zeros(rows, np.int64)  # of the text that the output continues
         self.min_tokens = np.zeros(rows, np.int64)  # of prompt and output, before it may stop
         self.stop_token_ids: list[list[int]] = [[]] * rows
         self.scores_prompt = np.zeros(rows, np.bool_)
@@ -117,6 +122,8 @@ class RowTable:
         self.watermark[row] = sampling.watermark
         self.logit_bias[row] = sampling.logit_bias
         self.prompt_length[row] = admission.prompt_length
+        if self._start_tokens:
+            self.text_start[row] = admission.prompt_length - self._start_tokens
         # A grammar decides by itself where the text may end.
         minimum = 0 if admission.is_guided else admission.stop.min_new_tokens
         self.min_tokens[row] = admission.prompt_length + minimum

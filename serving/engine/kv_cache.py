@@ -1,4 +1,4 @@
-"""Sizes the KV pool from measured memory, owns its tensors, prints the ledger.
+"""Sizes the KV and state pools from measured memory, makes their tensors, prints the ledger.
 
 Called by `process.py` after the weights are loaded and the worst step has been measured. The pool
 is touched once at start: memory that the server has declared ready is really there.
@@ -8,6 +8,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +19,29 @@ log = logging.getLogger(__name__)
 GIB = 1024**3
 CPU_SHARE = 0.5  # of the free memory: the rest belongs to the page cache and other processes
 DEVICE_SHARE = 0.9
+
+
+class PoolShape(Protocol):
+    """What a model keeps of its sequences on this rank: by blocks of tokens, or by rows."""
+
+    @property
+    def layers(self) -> int:
+        """Layers that keep something."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of one block."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers; 0 where nothing grows with the tokens."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sequence over all layers, beside its blocks."""
+
+    def allocate_layer(self, num_blocks: int, rows: int, device: torch.device) -> Any:
+        """Zeroed pool of one layer, as the model's `forward` takes it."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +66,67 @@ class KvShape:
         elements = self.layers * self.kv_heads * self.block_size * sum(self.dims)
         return elements * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        """A sequence has nothing but its blocks."""
+        return 0
 
-def allocate(shape: KvShape, num_blocks: int, device: torch.device) -> list[KvLayer]:
-    """Zeroed pool of `num_blocks` blocks: one (keys, values) pair per layer."""
+    def allocate_layer(self, num_blocks: int, rows: int, device: torch.device) -> KvLayer:
+        """Zeroed keys and values of one layer."""
 
-    def filled(dim: int) -> torch.Tensor:
-        size = (num_blocks, shape.kv_heads, shape.block_size, dim)
-        return torch.empty(size, dtype=shape.dtype, device=device).zero_()
+        def filled(dim: int) -> torch.Tensor:
+            size = (num_blocks, self.kv_heads, self.block_size, dim)
+            return torch.empty(size, dtype=self.dtype, device=device).zero_()
 
-    return [KvLayer(*map(filled, shape.dims)) for _ in range(shape.layers)]
+        return KvLayer(*map(filled, self.dims))
+
+
+def allocate(shape: PoolShape, num_blocks: int, device: torch.device, rows: int = 0) -> list[Any]:
+    """Zeroed pool of `num_blocks` blocks and `rows` rows: one entry per layer.
+
+    `rows` counts only where a shape has `row_bytes`.
+    """
+    return [shape.allocate_layer(num_blocks, rows, device) for _ in range(shape.layers)]
+
+
+def affordable_rows(shape: PoolShape, free_bytes: int, fraction: float, wanted: int) -> int:
+    """Sequences whose rows fit into the share of free memory, at most `wanted`.
+
+    Raises `StartupError` if there is no room for one.
+    """
+    if not shape.row_bytes:
+        return wanted
+    fitting = int(free_bytes * fraction) // shape.row_bytes
+    if not fitting:
+        raise StartupError(
+            "kv cache",
+            f"not enough memory for the states of one sequence: {shape.row_bytes} bytes of "
+            f"{int(free_bytes * fraction)}",
+            "give the process more memory, or take a smaller model",
+        )
+    return min(fitting, wanted)
 
 
 def default_pool_tokens(
-    shape: KvShape, device: torch.device, weight_bytes: int, rows: int, longest: int
+    shape: PoolShape, device: torch.device, weight_bytes: int, rows: int, longest: int
 ) -> int:
     """Tokens that a pool should hold if nobody says: every row at full length.
 
     On CPU no more than the size of the weights (1 GiB at least, and one longest sequence): the
     pool is touched at start, which must not take longer than loading the model does.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or not shape.block_bytes:
         return rows * longest
     affordable = max(weight_bytes, GIB) // shape.block_bytes * shape.block_size
     return min(rows * longest, max(affordable, longest))
 
 
-def pool_blocks(shape: KvShape, free_bytes: int, fraction: float, wanted_tokens: int) -> int:
+def pool_blocks(shape: PoolShape, free_bytes: int, fraction: float, wanted_tokens: int) -> int:
     """Blocks that fit into the share of free memory, at most what `wanted_tokens` need."""
-    fitting = int(free_bytes * fraction) // shape.block_bytes
-    return min(fitting, -(-wanted_tokens // shape.block_size))
+    wanted = -(-wanted_tokens // shape.block_size)
+    if not shape.block_bytes:
+        return wanted
+    return min(int(free_bytes * fraction) // shape.block_bytes, wanted)
 
 
 def device_fraction(device: torch.device, cuda_memory_fraction: float) -> float:

@@ -28,6 +28,7 @@ class TokenMasks:
 def penalise(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
     """Repetition and frequency penalties over prompt and output, in place on [rows, vocab].
 
+    Where an encoder reads the prompt: over start token and output.
     Repetition r: a seen id's score is multiplied by r if negative, divided by r otherwise.
     Frequency f: minus f times the id's share of all tokens so far (TGI normalises by length).
     """
@@ -35,7 +36,7 @@ def penalise(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
     frequency = table.frequency_penalty[rows]
     for index in np.flatnonzero((repetition != 1.0) | (frequency != 0.0)):
         row = rows[index]
-        tokens = table.token_ids[row, : table.num_tokens[row]]
+        tokens = table.token_ids[row, table.text_start[row] : table.num_tokens[row]]
         ids, counts = np.unique(tokens, return_counts=True)
         seen = torch.from_numpy(ids).to(scores.device, torch.int64)
         chosen = scores[index, seen]

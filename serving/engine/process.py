@@ -43,11 +43,13 @@ def build_loop(
     reports.begin("warm-up")
     limits = measure_limits(settings, model)
     reports.begin("kv cache")
-    table = RowTable(limits.max_rows, limits.max_total_tokens, settings.block_size)
-    kv = kv_cache.allocate(model.shape, limits.num_blocks, model.device)
+    traits = model.traits
+    table = RowTable(
+        limits.max_rows, limits.max_total_tokens, settings.block_size, len(traits.start_token_ids)
+    )
+    kv = kv_cache.allocate(model.shape, limits.num_blocks, model.device, limits.max_rows)
     sampler = Sampler(model.ops, Watermark(settings.watermark_gamma, settings.watermark_delta))
     runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
-    traits = model.traits
     prefix_caching = settings.prefix_caching and traits.shared_prefixes
     blocks = BlockManager(limits.num_blocks, settings.block_size, prefix_caching)
     scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget, traits.whole_prompts)
@@ -85,6 +87,7 @@ def engine_info(
         max_batch_total_tokens=limits.num_blocks * settings.block_size,
         vocab_size=model.decoder.spec.vocab_size,
         eos_token_ids=model.end_token_ids,
+        start_token_ids=list(model.traits.start_token_ids),
     )
 
 

@@ -36,10 +36,12 @@ WITHOUT_SORT = msgspec.structs.replace(EVERY_RULE, typical_p=1.0)
 
 def run(model: LoadedModel, token_budget: int, rows: int, block_size: int) -> int:
     """Run the worst steps on a throw-away KV pool; returns the bytes that they needed."""
-    length = min(token_budget, model.context_length - 1)
+    length = model.context_length - 1
+    if not model.traits.whole_prompts:
+        length = min(token_budget, length)
     per_row = -(-(length + 1) // block_size)
     before = _peak(model.device)
-    pool = kv_cache.allocate(model.shape, per_row + rows, model.device)
+    pool = kv_cache.allocate(model.shape, per_row + rows, model.device, rows)
     table = RowTable(rows, length + 1, block_size)
     sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
     runner = ModelRunner(model.decoder, pool, table, sampler, model.device, model.padded_rows)
@@ -52,7 +54,7 @@ def run(model: LoadedModel, token_budget: int, rows: int, block_size: int) -> in
         for row, rules in enumerate(_rules(rows))
     ]
     runner.execute(Plan(others, [], list(range(rows)), [1] * rows, rows))
-    pool_bytes = (per_row + rows) * model.shape.block_bytes
+    pool_bytes = (per_row + rows) * model.shape.block_bytes + rows * model.shape.row_bytes
     return max(_peak(model.device) - before - pool_bytes, 0)
 
 

@@ -79,7 +79,9 @@ class SequenceText:
         self.clock = Clock(time.monotonic_ns())
         self._texts: list[str] = []
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, request.token_ids)
+        # Behind an encoder the output is a text of its own.
+        context = [] if request.start_token_ids else request.token_ids
+        self._detokenizer = Detokenizer(tokenizer, context)
         self._stops = StopStrings(request.parameters.stop, keep_stop)
 
     @property

@@ -7,7 +7,7 @@ The first violation wins, worded as TGI does. Next: `generation.py`.
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -44,6 +44,12 @@ class ValidRequest:
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
     deadline_ns: int = 0  # CLOCK_MONOTONIC; 0 is none
+    start_token_ids: Sequence[int] = ()  # behind an encoder: where the output begins
+
+    @property
+    def continued_token_ids(self) -> Sequence[int]:
+        """What the output continues: the prompt, unless an encoder reads it."""
+        return self.start_token_ids or self.token_ids
 
     def generate(self, choice: int) -> Generate:
         """The message for one choice; `EngineClient` fills in epoch and id."""
@@ -120,6 +126,7 @@ def validate(
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
         deadline_ns=_deadline(parameters.max_time, settings.max_request_seconds),
+        start_token_ids=model.info.start_token_ids,
     )
 
 

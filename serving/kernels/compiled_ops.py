@@ -7,12 +7,13 @@ kernel is as fast as ours would be.
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
 
 class CompiledOps(TorchOps):
-    """Fused norm, rotation with KV write, paged decode, gated activation and greedy choice."""
+    """Fused norm, rotation with KV write, paged decode, gated activation, scan, greedy choice."""
 
     name = "compiled"
 
@@ -24,6 +25,7 @@ class CompiledOps(TorchOps):
         self._rope_write_kv = ops.rope_write_kv_.default
         self._paged_decode = ops.paged_decode.default
         self._silu_mul = ops.silu_mul.default
+        self._selective_scan = ops.selective_scan_.default
         self._greedy = ops.greedy.default
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -75,6 +77,21 @@ class CompiledOps(TorchOps):
         result: torch.Tensor = self._paged_decode(
             query, key_cache, value_cache, batch.block_tables, batch.context_lens,
             rule.scale, rule.window, rule.soft_cap,
+        )  # fmt: skip
+        return result
+
+    def selective_scan(
+        self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """See `TorchOps`; one pass over all sequences, whose states stay in registers."""
+        if "rows" not in batch.memo:
+            starts = [*range(batch.num_decodes), *(chunk.start for chunk in batch.chunks)]
+            chunk_rows = torch.tensor([chunk.row for chunk in batch.chunks], dtype=torch.int64)
+            batch.memo["rows"] = torch.cat([batch.decode_rows, chunk_rows])
+            batch.memo["starts"] = torch.tensor([*starts, batch.num_tokens])
+        result: torch.Tensor = self._selective_scan(
+            inputs.x, inputs.steps, rates, inputs.b, inputs.c, pool,
+            batch.memo["rows"], batch.memo["starts"],
         )  # fmt: skip
         return result
 

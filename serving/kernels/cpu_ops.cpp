@@ -2,7 +2,8 @@
 // In: torch tensors of one prefill or decode step; out: the results of the plain torch path, in
 // fp32 arithmetic, for float32, float16 and bfloat16. Threads are torch's own (at::parallel_for).
 // No result depends on the batch a row is in, nor on the number of threads: work is split by
-// constants, and merged in order. Next: cpu_ops_vectors.h (helpers), cpu_ops_decode.h (attention).
+// constants, and merged in order. Next: cpu_ops_vectors.h (helpers), cpu_ops_decode.h (attention),
+// cpu_ops_scan.h (state spaces).
 
 #include "cpu_ops_vectors.h"
 
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "cpu_ops_decode.h"
+#include "cpu_ops_scan.h"
 
 namespace serving_cpu {
 namespace {
@@ -244,6 +246,9 @@ TORCH_LIBRARY(serving_cpu, m) {
   m.def(
       "paged_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables,"
       " Tensor context_lens, float scale, int window, float softcap) -> Tensor");
+  m.def(
+      "selective_scan_(Tensor x, Tensor steps, Tensor rates, Tensor b, Tensor c, Tensor(a!) pool,"
+      " Tensor rows, Tensor starts) -> Tensor");
   m.def("greedy(Tensor logits) -> (Tensor ids, Tensor logprobs)");
 }
 
@@ -254,6 +259,7 @@ TORCH_LIBRARY_IMPL(serving_cpu, CPU, m) {
   m.impl("silu_mul", &silu_mul);
   m.impl("rope_write_kv_", &rope_write_kv_);
   m.impl("paged_decode", &paged_decode);
+  m.impl("selective_scan_", &selective_scan_);
   m.impl("greedy", &greedy);
 }
 

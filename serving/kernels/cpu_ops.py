@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("cpu_ops.cpp")
-HEADERS = tuple(SOURCE.with_name(name) for name in ("cpu_ops_vectors.h", "cpu_ops_decode.h"))
+HEADERS = tuple(
+    SOURCE.with_name(name) for name in ("cpu_ops_vectors.h", "cpu_ops_decode.h", "cpu_ops_scan.h")
+)
 # No -ffast-math: the ops rely on infinities. -fopenmp is for compiling only: linking resolves the
 # OpenMP symbols through libtorch_cpu, so there is one thread pool, torch's own.
 COMPILE_FLAGS = (

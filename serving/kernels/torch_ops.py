@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from serving.kernels import torch_attention
+from serving.kernels import selective_scan, torch_attention
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -128,6 +129,12 @@ class TorchOps:
     ) -> torch.Tensor:
         """One query per sequence: [n, heads, dim]."""
         return torch_attention.attend_decodes(query, key_cache, value_cache, batch, rule)
+
+    def selective_scan(
+        self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """The recurrence of a state space over the step: see `selective_scan.py`."""
+        return selective_scan.advance(inputs, rates, pool, batch)
 
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Best id (int64) and its log-probability (float32) of each row of [rows, vocab]."""

@@ -23,9 +23,9 @@ ALIGNMENT = 16  # bytes, which torch's grouped matmul asks of every row
 class Router:
     """Which experts a token goes to, and with what weights."""
 
-    weight: torch.Tensor  # [experts, hidden]
+    weight: torch.Tensor  # float32 [experts, hidden]
     bias: torch.Tensor | None
-    score_bias: torch.Tensor | None  # [experts], for the choice only
+    score_bias: torch.Tensor | None  # float32 [experts], for the choice only
     chosen: int
     scoring: Literal["softmax", "sigmoid", "sparsemixer"]
     normalise: bool
@@ -37,7 +37,7 @@ class Router:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[tokens, hidden] to (experts int64, weights float32), each [tokens, chosen]."""
-        logits = F.linear(x.float(), self.weight.float(), self.bias)
+        logits = F.linear(x.float(), self.weight, self.bias)
         if self.scoring == "sparsemixer":
             return sparsemixer(logits, self.jitter)
         scores = logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(-1)
@@ -49,7 +49,7 @@ class Router:
 
     def _choose(self, scores: torch.Tensor) -> torch.Tensor:
         """Best experts of the best groups, [tokens, chosen]."""
-        ranked = scores if self.score_bias is None else scores + self.score_bias.float()
+        ranked = scores if self.score_bias is None else scores + self.score_bias
         if self.groups > 1:
             grouped = ranked.view(len(ranked), self.groups, -1)
             best = (
@@ -108,13 +108,15 @@ class MoeMlp:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
         experts, weights = self.router(x)
-        order = experts.flatten().argsort(stable=True)
-        token = order // experts.shape[1]
-        ends = torch.bincount(experts.flatten(), minlength=len(self.down)).cumsum(0)
-        matmul = grouped_matmul(self.gate_up, ends)
-        inner = self.ops.gated(matmul(x[token], self.gate_up), self.activation)
-        outer = matmul(inner, self.down) * weights.flatten()[order].unsqueeze(-1).to(x.dtype)
-        result = torch.zeros_like(x).index_add_(0, token, outer)
+        chosen, order = experts.flatten().sort(stable=True)
+        numbers = torch.arange(len(self.down), device=x.device)
+        matmul = grouped_matmul(self.gate_up, torch.searchsorted(chosen, numbers, right=True))
+        rows = x[order // experts.shape[1]]
+        inner = self.ops.gated(matmul(rows, self.gate_up), self.activation)
+        outer = torch.empty_like(rows)
+        outer[order] = matmul(inner, self.down)  # back in the order of the tokens
+        # [tokens, chosen, hidden]; a sum in place would depend on the order on a GPU.
+        result = (outer.view(*experts.shape, -1) * weights.unsqueeze(-1).to(x.dtype)).sum(1)
         result = self.shard.all_reduce(result)
         return result if self.shared is None else result + self.shared(x)
 

@@ -40,6 +40,25 @@ class RmsNorm:
         return self._ops.add_rms_norm(x, residual, self._weight, self._eps)
 
 
+class OffsetRmsNorm:
+    """x / rms(x) * (offset + weight), in float32: narrow types would lose what `weight` adds."""
+
+    def __init__(self, weight: torch.Tensor, offset: float, eps: float) -> None:
+        self._weight, self._eps = weight.float() + offset, eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
+        return (normed * self._weight).to(x.dtype)
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+        """See `Norm`."""
+        if x is not None:
+            residual += x
+        return self(residual)
+
+
 class ShardedRmsNorm:
     """An RMS norm over a dimension of which each rank holds a share."""
 
@@ -64,13 +83,14 @@ class ShardedRmsNorm:
 class LayerNorm:
     """(x - mean(x)) / deviation(x) * weight + bias; statistics and result in float32, then x's."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None:
+    def __init__(self, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> None:
+        """`weight`: [hidden], or [heads, hidden] where each head has its own; None is all ones."""
         self._weight, self._bias, self._eps = weight, bias, eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""
-        if self._weight.dim() == 1:
-            return F.layer_norm(x, self._weight.shape, self._weight, self._bias, self._eps)
+        if self._weight is None or self._weight.dim() == 1:
+            return F.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
         normed = F.layer_norm(x, x.shape[-1:], None, None, self._eps) * self._weight
         return normed if self._bias is None else normed + self._bias
 

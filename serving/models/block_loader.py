@@ -12,35 +12,21 @@ from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 from serving.layers.attention import Attention, HeadNorms, head_ranges
 from serving.layers.latent_attention import LatentAttention, LowRankQuery
-from serving.layers.linear import ColumnLinear, MatmulFactory, Part, RotaryPairs, RowLinear
+from serving.layers.linear import ColumnLinear, Part, RotaryPairs, RowLinear
 from serving.layers.mlp import GatedMlp, PlainMlp
-from serving.layers.moe import MoeMlp, Router, SharedExpert
-from serving.layers.norm import LayerNorm, NoNorm, Norm, RmsNorm, ShardedRmsNorm
-from serving.layers.parallel import ShardContext
+from serving.layers.moe import MoeMlp
+from serving.layers.norm import LayerNorm, NoNorm, Norm, OffsetRmsNorm, RmsNorm, ShardedRmsNorm
 from serving.models.blocks import Block, ParallelBlock, PostNormBlock, SequentialBlock
+from serving.models.load_context import LoadContext
+from serving.models.moe_loader import load_moe
 from serving.models.spec import (
-    DecoderSpec,
     HeadNormSpec,
     LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
     NormSpec,
-    WeightNames,
 )
-from serving.models.weights import Checkpoint
-
-
-@dataclass(frozen=True)
-class LoadContext:
-    """What every part of the model is built with."""
-
-    spec: DecoderSpec
-    names: WeightNames
-    source: Checkpoint
-    shard: ShardContext
-    ops: TorchOps
-    matmul: MatmulFactory
 
 
 @dataclass(frozen=True)
@@ -55,6 +41,8 @@ class MlpNames:
 
 def load_norm(context: LoadContext, name: str, spec: NormSpec) -> Norm:
     """A norm over whole vectors."""
+    if not spec.weight:
+        return LayerNorm(None, None, spec.eps)
     weight = context.source.vector(f"{name}.weight")
     bias = context.source.vector(f"{name}.bias") if spec.bias else None
     return make_norm(spec, weight, bias, context.ops)
@@ -65,7 +53,7 @@ def make_norm(
 ) -> Norm:
     """The norm of these tensors."""
     if spec.offset:
-        weight = (weight.float() + spec.offset).to(weight.dtype)
+        return OffsetRmsNorm(weight, spec.offset, spec.eps)
     if spec.kind == "rms":
         return RmsNorm(weight, spec.eps, ops)
     return LayerNorm(weight, bias, spec.eps)
@@ -142,7 +130,7 @@ class BlockLoader:
         spec = self._spec.attention
         own = spec.slopes[slice(*query)]
         slopes = torch.tensor(own, device=self._source.device) if own else None
-        return ScoreRule(spec.scale, layer.window, spec.soft_cap, slopes)
+        return ScoreRule(spec.scale * layer.score_scale, layer.window, spec.soft_cap, slopes)
 
     def _rotary_pairs(self, layer: LayerSpec) -> RotaryPairs | None:
         """How rows must be reordered for rotations in halves."""
@@ -157,11 +145,13 @@ class BlockLoader:
         spec, names = self._spec.attention, self._names
         dim, pairs = spec.head_dim, self._rotary_pairs(layer)
         if not names.qkv:
+            after = spec.kv_heads if names.key_value else 0  # heads before the first value
             return [
                 Part(names.query.format(i=i), (_scaled(query, dim),), pairs),
-                Part(names.key.format(i=i), (_scaled(key, dim),), pairs),
-                Part(names.value.format(i=i), (_scaled(key, dim),)),
-            ]
+                Part((names.key_value or names.key).format(i=i), (_scaled(key, dim),), pairs),
+                Part((names.key_value or names.value).format(i=i),
+                     (_scaled((after + key[0], after + key[1]), dim),)),
+            ]  # fmt: skip
         name = names.qkv.format(i=i)
         if names.qkv_layout == "stacked":
             keys, values = spec.heads, spec.heads + spec.kv_heads
@@ -291,60 +281,12 @@ class BlockLoader:
         return GatedMlp(gate_up, down, spec.activation, self._context.ops)
 
     def _moe(self, i: int, spec: MoeSpec) -> MoeMlp:
-        names, source = self._names, self._source
-        gate_up, down = self._experts(i, spec)
+        names = self._names
         shared = None
         if spec.shared is not None:
             own = MlpNames(names.shared_gate, names.shared_up, "", names.shared_down)
-            gate = (
-                source.vector(f"{names.shared_weight.format(i=i)}.weight")
-                if spec.shared_gate
-                else None
-            )
-            mlp = self._dense(i, spec.shared, own)
-            shared = SharedExpert(mlp, gate)
-        router = names.router.format(i=i)
-        return MoeMlp(
-            Router(
-                source.vector(f"{router}.weight"),
-                source.vector(f"{router}.bias").float() if spec.router_bias else None,
-                source.vector(names.score_bias.format(i=i)) if spec.score_bias else None,
-                spec.chosen,
-                spec.scoring,
-                spec.normalise,
-                spec.scaling,
-                spec.groups,
-                spec.chosen_groups,
-                spec.group_score,
-                spec.jitter,
-            ),
-            gate_up,
-            down,
-            shared,
-            spec.expert.activation,
-            self._context.ops,
-            self._shard,
-        )
-
-    def _experts(self, i: int, spec: MoeSpec) -> tuple[torch.Tensor, torch.Tensor]:
-        """[experts, 2 * intermediate, hidden] and [experts, hidden, intermediate] of this rank."""
-        names, source, width = self._names, self._source, spec.expert.intermediate
-        start, stop = self._shard.share(width, "intermediate size of an expert")
-        gate_up, down = [], []
-        for e in range(spec.experts):
-            if names.stacked_gate:
-                rows = (e * width + start, e * width + stop)
-                pieces = [source.rows(name.format(i=i), *rows)
-                          for name in (names.stacked_gate, names.stacked_up)]  # fmt: skip
-                down.append(source.rows(names.stacked_down.format(i=i), *rows).T)
-            else:
-                pieces = [source.rows(f"{name.format(i=i, e=e)}.weight", start, stop)
-                          for name in (names.expert_gate, names.expert_up)]  # fmt: skip
-                down.append(
-                    source.columns(f"{names.expert_down.format(i=i, e=e)}.weight", start, stop)
-                )
-            gate_up.append(torch.cat(pieces))
-        return torch.stack(gate_up), torch.stack(down)
+            shared = self._dense(i, spec.shared, own)
+        return load_moe(self._context, i, spec, shared)
 
     # --- linear layers -------------------------------------------------------------------------
 

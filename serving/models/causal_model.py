@@ -5,12 +5,11 @@ architecture); called by `engine/model_runner.py`, once per step and rank.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
-from serving.layers.attention import KvLayer
 
 
 class Vocabulary(Protocol):
@@ -38,9 +37,12 @@ class CausalModel(Protocol):
         """Description of the model."""
 
     def forward(
-        self, token_ids: torch.Tensor, kv: list[KvLayer], batch: AttentionBatch
+        self, token_ids: torch.Tensor, pool: list[Any], batch: AttentionBatch, /
     ) -> torch.Tensor:
-        """Token ids int64 [tokens] to hidden states [tokens, hidden]; writes into `kv`."""
+        """Token ids int64 [tokens] to hidden states [tokens, hidden]; writes into `pool`.
+
+        `pool` has an entry for each layer: what the model's pool shape allocates, KV or states.
+        """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] of `forward` to logits [rows, vocab_size]."""

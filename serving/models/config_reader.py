@@ -3,15 +3,19 @@
 Used by `families/*.py`. No torch. Raises `UnsupportedConfig` naming the key and its value.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from serving.models.spec import (
     Activation,
+    AttentionSpec,
     Config,
     DecoderSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
+    NormSpec,
     RopeKind,
     RopeSpec,
     UnsupportedConfig,
@@ -30,6 +34,35 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 ROPE_KINDS: tuple[RopeKind, ...] = ("linear", "dynamic", "llama3", "yarn", "longrope")
+UNSTATED_POSITIONS = 2048  # of models with linear biases, whose configs may state none
+# What the configs of older families call things, and what Llama's calls them.
+OLD_NAMES = {
+    "n_embd": "hidden_size",
+    "n_embed": "hidden_size",
+    "d_model": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+    "seq_length": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
+    "activation_function": "hidden_act",
+    "activation": "hidden_act",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "norm_epsilon": "layer_norm_eps",
+    "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
+}
+
+
+def standard(config: Config) -> Config:
+    """The config with Llama's names beside its own, so that all readers understand it."""
+    known = {name: config[old] for old, name in OLD_NAMES.items() if config.get(old) is not None}
+    return known | {key: value for key, value in config.items() if value is not None}
 
 
 def required(config: Config, key: str) -> int:
@@ -73,11 +106,48 @@ def activation(config: Config, key: str = "hidden_act", default: str = "silu") -
     return ACTIVATIONS[name]
 
 
+def attention(config: Config) -> AttentionSpec:
+    """Head counts and sizes, and the usual scale of the scores."""
+    dim = head_dim(config)
+    heads = required(config, "num_attention_heads")
+    return AttentionSpec(heads, kv_heads(config), dim, scale=dim**-0.5)
+
+
+def plain_mlp(config: Config, bias: bool, default: str = "gelu") -> MlpSpec:
+    """Feed-forward part without a gate; four times as wide as the model where nothing is said."""
+    inner = config.get("intermediate_size") or 4 * required(config, "hidden_size")
+    return MlpSpec(int(inner), activation(config, default=default), bias, gated=False)
+
+
+def layer_norm(config: Config, bias: bool = True) -> NormSpec:
+    """Layer norm with the config's epsilon."""
+    return NormSpec("layer", float(config.get("layer_norm_eps", 1e-5)), bias)
+
+
+def linear_biases(heads: int, largest: float = 8.0) -> tuple[float, ...]:
+    """Slopes of linear position biases, one for each head: 2^(-largest / n), its square, ...
+
+    Where the heads are no power of two, those of the next lower power come first, then every
+    second one of its double. Source: ALiBi, arXiv:2108.12409.
+    """
+    below = 1 << (heads.bit_length() - 1)
+    own = [2.0 ** (-largest * (i + 1) / below) for i in range(below)]
+    between = [2.0 ** (-largest * (i + 0.5) / below) for i in range(heads - below)]
+    return tuple(own + between)
+
+
+def rotary_dim(config: Config, head_dim: int, default: float) -> int:
+    """How many dimensions of a head are rotated; `default`: the family's share of them."""
+    parameters = config.get("rope_parameters") or {}
+    key = "partial_rotary_factor"
+    return int(head_dim * float(parameters.get(key) or config.get(key) or default))
+
+
 def uniform_layers(
-    config: Config, mlp: MlpSpec | MoeSpec, window: int = 0
+    config: Config, mlp: MlpSpec | MoeSpec, window: int = 0, rope: int | None = 0
 ) -> tuple[LayerSpec, ...]:
     """Layers that are all alike."""
-    return (LayerSpec(mlp, window),) * required(config, "num_hidden_layers")
+    return (LayerSpec(mlp, window, rope),) * required(config, "num_hidden_layers")
 
 
 def refuse(config: Config, key: str, *allowed: object) -> None:
@@ -96,20 +166,24 @@ def rope(config: Config, dim: int) -> RopeSpec:
     theta = float(parameters["rope_theta"])
     if kind == "default":
         return RopeSpec(theta, dim)
-    if kind == "su":
-        kind = "longrope"  # its name in the first Phi-3 checkpoints
+    if "short_factor" in parameters:
+        kind = "longrope"  # "su" or "yarn" in the first Phi-3 checkpoints
     if kind not in ROPE_KINDS:
         raise UnsupportedConfig(
             f"rope type '{kind}' is not supported; known: default, {', '.join(ROPE_KINDS)}"
         )
     original = parameters.get("original_max_position_embeddings")
     original = original or config.get("original_max_position_embeddings")
+    original = int(original or required(config, "max_position_embeddings"))
+    factor = parameters.get("factor")
+    if factor is None and kind == "longrope":
+        factor = required(config, "max_position_embeddings") / original
     return RopeSpec(
         theta,
         dim,
         kind,
-        factor=float(parameters.get("factor", 1.0)),
-        original_max_positions=int(original or required(config, "max_position_embeddings")),
+        factor=float(factor or 1.0),
+        original_max_positions=original,
         low_freq_factor=float(parameters.get("low_freq_factor", 1.0)),
         high_freq_factor=float(parameters.get("high_freq_factor", 4.0)),
         beta_fast=float(parameters.get("beta_fast") or 32.0),
@@ -129,10 +203,11 @@ def with_windows(spec: DecoderSpec, windows: tuple[int, ...]) -> DecoderSpec:
     return replace(spec, layers=tuple(replace(layer, window=window) for layer, window in layers))
 
 
-def layer_windows(config: Config, default_sliding: bool) -> tuple[int, ...]:
+def layer_windows(config: Config, default_sliding: bool, full_every: int = 0) -> tuple[int, ...]:
     """Attention window of each layer; 0 sees everything.
 
-    `layer_types` names the sliding layers where it is given; otherwise all layers slide, or none.
+    `layer_types` names the sliding layers where it is given; otherwise all layers slide, or none,
+    or all but each `full_every`th.
     """
     layers = required(config, "num_hidden_layers")
     window = config.get("sliding_window") or 0
@@ -142,4 +217,22 @@ def layer_windows(config: Config, default_sliding: bool) -> tuple[int, ...]:
         if unknown:
             raise UnsupportedConfig(f"`layer_types` holds unsupported kinds: {sorted(unknown)}")
         return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+    if full_every:
+        return tuple(window if (i + 1) % full_every else 0 for i in range(layers))
     return (window if default_sliding else 0,) * layers
+
+
+def with_experts(
+    spec: DecoderSpec, moe: MoeSpec, is_sparse: Callable[[int], bool] = lambda layer: True
+) -> DecoderSpec:
+    """The same decoder with `moe` as the feed-forward part of the layers that are sparse."""
+    layers = (replace(layer, mlp=moe) if is_sparse(i) else layer
+              for i, layer in enumerate(spec.layers))  # fmt: skip
+    return replace(spec, layers=tuple(layers))
+
+
+def yarn_softmax_scale(rope: RopeSpec) -> float:
+    """Factor on attention scores that DeepSeek adds to YaRN's scale of cos and sin."""
+    if rope.kind != "yarn" or not rope.mscale_all_dim or rope.factor <= 1:
+        return 1.0
+    return (0.1 * rope.mscale_all_dim * math.log(rope.factor) + 1.0) ** 2

@@ -14,8 +14,9 @@ from serving.layers.embedding import Embedding, Head, vocabulary_range
 from serving.layers.norm import NoNorm, Norm
 from serving.layers.parallel import ShardContext
 from serving.layers.rotary import rotary_table
-from serving.models.block_loader import BlockLoader, LoadContext, load_norm
+from serving.models.block_loader import BlockLoader, load_norm
 from serving.models.blocks import LayerStep
+from serving.models.load_context import LoadContext
 from serving.models.spec import DecoderSpec
 
 
@@ -63,7 +64,8 @@ class InputEmbedding:
     def __init__(self, context: LoadContext) -> None:
         spec, names, source = context.spec.embedding, context.names, context.source
         self.embedding = Embedding(source, names.embedding, context.spec.vocab_size, context.shard)
-        self._scale = spec.scale
+        # Rounded as the product of two tensors of the model's type would be.
+        self._scale = torch.tensor(spec.scale, dtype=self.embedding.weight.dtype).item()
         self._projection = source.vector(f"{names.project_in}.weight") if spec.width else None
         self._offset = spec.position_offset
         self._positions = source.vector(f"{names.positions}.weight") if spec.positions else None
@@ -75,7 +77,7 @@ class InputEmbedding:
         """[tokens] and [tokens] to [tokens, hidden]."""
         hidden = self.embedding(token_ids)
         if self._scale != 1.0:
-            hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype, device=hidden.device)
+            hidden = hidden * self._scale
         if self._projection is not None:
             hidden = F.linear(hidden, self._projection)
         if self._positions is not None:

@@ -25,6 +25,7 @@ class NormSpec:
     kind: Literal["rms", "layer"] = "rms"
     eps: float = 1e-6
     bias: bool = False
+    weight: bool = True  # layer norms; False: nothing is stored, the result is not scaled
     offset: float = 0.0  # added to the stored weight: 1 where the checkpoint holds weight - 1
 
 
@@ -131,6 +132,7 @@ class LayerSpec:
     mlp: MlpSpec | MoeSpec
     window: int = 0  # how many last positions are seen; 0 sees all
     rope: int | None = 0  # index in `DecoderSpec.ropes`; None: no rotation
+    score_scale: float = 1.0  # beside that of `AttentionSpec`
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ class WeightNames:
     query: str = "model.layers.{i}.self_attn.q_proj"
     key: str = "model.layers.{i}.self_attn.k_proj"
     value: str = "model.layers.{i}.self_attn.v_proj"
+    key_value: str = ""  # the keys' rows first
     qkv: str = ""
     # stacked: all queries, all keys, all values. grouped: per KV head its queries, key and value.
     qkv_layout: Literal["stacked", "grouped"] = "stacked"

@@ -87,6 +87,9 @@ class _LayerShapes:
         shapes = self._linear(names.attention_out, hidden, query, spec.out_bias)
         if names.qkv:
             shapes |= self._linear(names.qkv, query + 2 * key, hidden, spec.qkv_bias)
+        elif names.key_value:
+            shapes |= self._linear(names.query, query, hidden, spec.qkv_bias)
+            shapes |= self._linear(names.key_value, 2 * key, hidden, spec.qkv_bias)
         else:
             for name, rows in ((names.query, query), (names.key, key), (names.value, key)):
                 shapes |= self._linear(name, rows, hidden, spec.qkv_bias)
@@ -168,5 +171,5 @@ class _LayerShapes:
 
 
 def _norm(name: str, size: int, spec: NormSpec) -> Shapes:
-    weight: Shapes = {f"{name}.weight": (size,)}
+    weight: Shapes = {f"{name}.weight": (size,)} if spec.weight else {}
     return weight | {f"{name}.bias": (size,)} if spec.bias else weight

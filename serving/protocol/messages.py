@@ -65,6 +65,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     max_batch_total_tokens: int  # KV pool, in tokens
     vocab_size: int
     eos_token_ids: list[int]
+    start_token_ids: list[int] = []  # behind an encoder: what every output begins with
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

@@ -28,8 +28,9 @@ def table_with(
     sampling: SamplingParams,
     prompt_length: int | None = None,
     stop: StopParams = StopParams(64),  # noqa: B008 - frozen
+    start_tokens: int = 0,
 ) -> RowTable:
-    table = RowTable(2, 64, 16)
+    table = RowTable(2, 64, 16, start_tokens)
     length = len(tokens) if prompt_length is None else prompt_length
     admission = Admission(1, tokens, 0, [0], length, sampling, stop, 0)
     table.apply(Plan([admission], [], [1], [len(tokens)], 0))
@@ -101,6 +102,15 @@ def test_frequency_penalty_is_the_share_of_all_tokens() -> None:
     scores = torch.ones(1, 8)
     logit_rules.penalise(scores, table, np.array([1]))
     expected = [1.0, 1.0, 1.0, 1 - 0.8 * 2 / 4, 1 - 0.8 / 4, 1 - 0.8 / 4, 1.0, 1.0]
+    torch.testing.assert_close(scores[0], torch.tensor(expected))
+
+
+def test_behind_an_encoder_penalties_count_start_token_and_output() -> None:
+    sampling = SamplingParams(repetition_penalty=2.0, frequency_penalty=0.6)
+    table = table_with([3, 4, 0, 5, 5], sampling, prompt_length=3, start_tokens=1)
+    scores = torch.ones(1, 8)
+    logit_rules.penalise(scores, table, np.array([1]))
+    expected = [0.5 - 0.6 / 3, 1.0, 1.0, 1.0, 1.0, 0.5 - 0.6 * 2 / 3, 1.0, 1.0]
     torch.testing.assert_close(scores[0], torch.tensor(expected))
 
 

@@ -18,8 +18,8 @@ from serving.engine.watermark import Watermark
 from serving.kernels.matmul import matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
-from serving.models.block_loader import LoadContext
 from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
+from serving.models.load_context import LoadContext
 from serving.models.registry import family_of
 from serving.models.weight_names import expected_shapes
 from serving.models.weights import Checkpoint

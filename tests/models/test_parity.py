@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from engine_rig import Rig, load_decoder
-from transformers import AutoModelForCausalLM
+from reference import load_reference
 
+from local_mode.published_layouts import LAYOUTS
 from local_mode.tiny_model import VARIANTS, write_checkpoint
 from serving.kernels import cpu_ops
 from serving.kernels.compiled_ops import CompiledOps
 from serving.kernels.torch_ops import TorchOps
-from serving.models.registry import model_types
+from serving.models.registry import FAMILIES, family_of
 
 NEW_TOKENS = 32
 PROMPTS = [37, 1, 64, 90]  # lengths: inside a block, one token, block boundary, beyond windows
@@ -27,7 +28,7 @@ class Oracle:
     def __init__(self, variant: str, path: Path, record: Record) -> None:
         self.record = record
         write_checkpoint(variant, path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = load_reference(path)
         self.model = model
         source = random.Random(variant)
         self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
@@ -164,4 +165,8 @@ def test_prompt_logprobs_of_a_preempted_prompt(oracle: Oracle) -> None:
 
 
 def test_every_registered_family_has_a_parity_row() -> None:
-    assert {model_type for model_type, _ in VARIANTS.values()} == set(model_types())
+    published = {
+        LAYOUTS[variant][0] if variant in LAYOUTS else model_type
+        for variant, (model_type, _) in VARIANTS.items()
+    }
+    assert {family_of({"model_type": name}) for name in published} == set(FAMILIES)

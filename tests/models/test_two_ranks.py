@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from reference import load_reference
 
 from local_mode.tiny_model import VARIANTS, write_checkpoint
 
@@ -52,7 +52,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     jobs, results = [], {}
     for variant in sorted(VARIANTS):
         path = write_checkpoint(variant, directory / variant)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = load_reference(path)
         source = random.Random(variant)
         prompts = [[source.randrange(3, 320) for _ in range(n)] for n in LENGTHS]
         jobs.append({"checkpoint": str(path), "prompts": prompts, "tokens": NEW_TOKENS})

@@ -181,9 +181,10 @@ class Completion(Shape):
         texts = [self._tokenizer.decode([id]) for id in request.token_ids]
         # Tokens that the tokenizer put in front have no place in the text.
         self._offsets[sequence.index] = len(request.prompt) - len("".join(texts))
+        known = list(map(shortest, sequence.prompt_logprobs))  # none behind an encoder
         return request.prompt, CompletionLogprobs(
             tokens=texts,
-            token_logprobs=[None, *map(shortest, sequence.prompt_logprobs)],
+            token_logprobs=[None, *known, *[None] * (len(texts) - 1 - len(known))],
             top_logprobs=[None] * len(texts),
             text_offset=[self._offset(sequence.index, text) for text in texts],
         )

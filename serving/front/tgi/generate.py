@@ -106,13 +106,16 @@ def _rejected(sequence: SequenceText, prefix: str, tokenizer: Tokenizer) -> Best
 
 
 def _prefill(sequence: SequenceText, tokenizer: Tokenizer) -> list[PrefillToken]:
-    """The prompt, each token decoded alone; empty unless its log-probabilities were asked for."""
+    """The prompt, each token decoded alone; empty unless its log-probabilities were asked for.
+
+    Behind an encoder only the start token, as in TGI.
+    """
     if not sequence.request.prompt_logprobs:
         return []
     logprobs = [None, *map(shortest, sequence.prompt_logprobs)]
     return [
         PrefillToken(token_id, tokenizer.decode([token_id]), logprob)
-        for token_id, logprob in zip(sequence.request.token_ids, logprobs, strict=True)
+        for token_id, logprob in zip(sequence.request.continued_token_ids, logprobs, strict=True)
     ]
 
 

@@ -1,0 +1,119 @@
+"""Loads an encoder-decoder: what its files say of sequences, its weights, its traits.
+
+Runs in an engine rank, at start. Called by `model_loader.py`. Raises `StartupError` for everything
+that a checkpoint can get wrong. Next: `models/encoder_decoder.py`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from serving.engine import model_files
+from serving.engine.malloc import freed_memory_returned
+from serving.errors import StartupError
+from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
+from serving.kernels.torch_ops import TorchOps
+from serving.layers.parallel import ShardContext
+from serving.models.causal_model import SequenceTraits
+from serving.models.encoder_decoder import EncoderDecoder
+from serving.models.encoder_decoder_loader import EncoderDecoderLoad, Precision
+from serving.models.encoder_decoder_spec import (
+    EncoderDecoderFamily,
+    EncoderDecoderSpec,
+    checked_names,
+    expected_shapes,
+)
+from serving.models.spec import Config, UnsupportedConfig
+from serving.models.weights import Checkpoint
+from serving.settings import Settings
+
+USUAL_TOKENS = 512  # of prompt and output, where neither model nor tokenizer says; T5's training
+
+
+@dataclass(frozen=True)
+class LoadedEncoderDecoder:
+    """A model ready to run, and what `LoadedModel` must know of it."""
+
+    decoder: EncoderDecoder
+    weight_bytes: int
+    padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
+
+
+def read_spec(family: EncoderDecoderFamily, config: Config) -> EncoderDecoderSpec:
+    """Spec of a config. Raises `StartupError` where it is not supported."""
+    try:
+        return family.spec(config)
+    except UnsupportedConfig as error:
+        raise StartupError(
+            model_files.PHASE, str(error), "use a checkpoint of a supported family"
+        ) from error
+
+
+def read_traits(path: Path, config: Config, vocab_size: int) -> SequenceTraits:
+    """How its sequences are scheduled: the start token stands between prompt and output."""
+    start = start_token_id(path, config)
+    if start is None or not 0 <= start < vocab_size:
+        raise StartupError(
+            model_files.PHASE,
+            f"`decoder_start_token_id` must be >= 0 and < {vocab_size}. Given: {start}",
+            "add it to config.json or generation_config.json",
+        )
+    return SequenceTraits(whole_prompts=True, start_token_ids=(start,), shared_prefixes=False)
+
+
+def start_token_id(path: Path, config: Config) -> int | None:
+    """What the decoder begins with, by transformers' precedence; T5 begins with its padding."""
+    generation = model_files.read_json(path / "generation_config.json")
+    candidates = (
+        generation.get("decoder_start_token_id"),
+        config.get("decoder_start_token_id"),
+        config.get("pad_token_id"),
+    )
+    return next((int(one) for one in candidates if one is not None), None)
+
+
+def longest_sequence(path: Path, config: Config, settings: Settings) -> int:
+    """Prompt and output that are served: as many as --max-total-tokens says.
+
+    Relative positions have no limit. What model or tokenizer state is the length of the training,
+    and the default.
+    """
+    stated = config.get("n_positions")
+    limit = model_files.read_json(path / "tokenizer_config.json").get("model_max_length")
+    if not stated and isinstance(limit, int | float) and limit < model_files.NO_TOKENIZER_LIMIT:
+        stated = limit
+    return settings.max_total_tokens or int(stated or USUAL_TOKENS)
+
+
+def load_encoder_decoder(
+    family: EncoderDecoderFamily,
+    spec: EncoderDecoderSpec,
+    start_tokens: int,
+    path: Path,
+    dtype: torch.dtype,
+    shard: ShardContext,
+    ops: TorchOps,
+    device: torch.device,
+) -> LoadedEncoderDecoder:
+    """Read the weights of this rank. Raises `StartupError`, or `ValueError` if ranks do not fit."""
+    matmul = matmul_factory(device, dtype)
+    narrow = Precision(dtype, Checkpoint(path, dtype, device), matmul)
+    names, source = family.names, narrow.source
+    embedding = next((e for e in names.embeddings if f"{e}.weight" in source), names.embeddings[0])
+    if f"{names.head}.weight" in source:  # configs call heads tied that are not
+        spec = replace(spec, tied_head=False)
+    shapes = expected_shapes(spec, names, embedding)
+    source.check(shapes, checked_names(names, embedding))
+    wide = narrow
+    if dtype == torch.float16:
+        wide_matmul = matmul_factory(device, torch.float32)
+        wide = Precision(torch.float32, Checkpoint(path, torch.float32, device), wide_matmul)
+    rows = padded_rows if PackedMatmul in (matmul, wide.matmul) else int
+    with freed_memory_returned(), torch.inference_mode():
+        load = EncoderDecoderLoad(spec, names, embedding, narrow, wide, shard, ops)
+        decoder = EncoderDecoder(load, start_tokens, rows)
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    return LoadedEncoderDecoder(decoder, weight_bytes, rows)

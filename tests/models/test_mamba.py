@@ -1,0 +1,246 @@
+"""State-space models against transformers: logits and greedy tokens, in every way we compute."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mamba_rig import Loaded, MambaRig, load
+from transformers import AutoModelForCausalLM
+
+from local_mode.tiny_variants_mamba import VARIANTS, write_checkpoint
+from serving.engine.mamba_loader import read_spec
+from serving.errors import StartupError
+from serving.kernels import cpu_ops
+from serving.kernels.compiled_ops import CompiledOps
+from serving.kernels.torch_ops import TorchOps
+from serving.layers.parallel import ShardContext
+from serving.models.registry import STATE_SPACES
+
+NEW_TOKENS = 32
+PROMPTS = [37, 1, 64, 90]  # lengths: inside a block, one token, block boundary, several blocks
+TOLERANCE = 1e-3
+ROOT = Path(__file__).parent.parent.parent
+RANK_SCRIPT = Path(__file__).parent / "mamba_ranks.py"
+Record = Callable[[str, str, float, bool], None]
+
+
+class Oracle:
+    """A checkpoint, its greedy outputs and logits by transformers, and our model."""
+
+    def __init__(self, variant: str, path: Path, record: Record) -> None:
+        self.variant, self.record = variant, record
+        self.path = write_checkpoint(variant, path)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        source = random.Random(variant)
+        self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
+        found = [greedy(self.model, prompt) for prompt in self.prompts]
+        self.tokens = [tokens for tokens, _ in found]
+        self.logits = [logits for _, logits in found]
+        self.loaded: Loaded = load(path, TorchOps())
+
+    def rig(self, **options: int) -> MambaRig:
+        return MambaRig(self.loaded, **options)
+
+    def check(self, rig: MambaRig, column: str, prompts: dict[int, int]) -> None:
+        """Compare tokens and logits; `prompts`: which prompt each sequence had."""
+        agrees = all(rig.tokens[one] == self.tokens[prompt] for one, prompt in prompts.items())
+        error = max(
+            float((torch.stack(rig.logits[one]) - self.logits[prompt]).abs().max())
+            for one, prompt in prompts.items()
+        )
+        self.record(self.variant, column, error, agrees)
+        assert agrees
+        assert error < TOLERANCE
+
+    @torch.no_grad()
+    def prompt_logprobs(self, index: int) -> torch.Tensor:
+        """Of every token of the prompt but the first."""
+        ids = torch.tensor([self.prompts[index]])
+        logprobs = self.model(ids, use_cache=False).logits[0].log_softmax(-1)
+        return logprobs[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
+
+
+@torch.no_grad()
+def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens and the logits that chose them, recomputing everything at each token."""
+    ids, rows = list(prompt), []
+    for _ in range(NEW_TOKENS):
+        row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        rows.append(row)
+        ids.append(int(row.argmax()))
+    return ids[len(prompt) :], torch.stack(rows)
+
+
+@pytest.fixture(scope="module", params=sorted(VARIANTS))
+def oracle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, parity: Record
+) -> Oracle:
+    return Oracle(request.param, tmp_path_factory.mktemp("tiny") / request.param, parity)
+
+
+@pytest.mark.parametrize("index", range(len(PROMPTS)))
+def test_whole_prefill_then_decode(oracle: Oracle, index: int) -> None:
+    rig = oracle.rig()
+    rig.add(0, oracle.prompts[index], NEW_TOKENS)
+    rig.run()
+    oracle.check(rig, "whole prefill", {0: index})
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 33])
+def test_chunks_hand_their_state_on(oracle: Oracle, budget: int) -> None:
+    """Also in chunks that are shorter than the convolution looks back."""
+    rig = oracle.rig(token_budget=budget)
+    rig.add(0, oracle.prompts[3], NEW_TOKENS)
+    rig.run()
+    oracle.check(rig, "chunked prefill", {0: 3})
+
+
+def test_states_matter(oracle: Oracle) -> None:
+    """Or the other tests would show nothing: without its state a sequence goes on differently."""
+    rig = oracle.rig()
+    rig.add(0, oracle.prompts[3], 2)
+    rig.step()
+    for layer in rig.pool:
+        layer.recurrent.zero_()
+    rig.step()
+    assert (rig.logits[0][1] - oracle.logits[3][1]).abs().max() > 100 * TOLERANCE
+
+
+def test_a_row_is_clean_for_its_next_sequence(oracle: Oracle) -> None:
+    rig = oracle.rig(max_rows=1)
+    for sequence_id in range(len(PROMPTS)):
+        rig.add(sequence_id, oracle.prompts[sequence_id], NEW_TOKENS)
+    rig.run()
+    oracle.check(rig, "whole prefill", {i: i for i in range(len(PROMPTS))})
+
+
+def test_mixed_batch_with_preemption(oracle: Oracle) -> None:
+    """Sequences arrive while others decode, with too few blocks for all of them."""
+    rig = oracle.rig(num_blocks=22, token_budget=24)
+    for sequence_id, prompt in enumerate(oracle.prompts):
+        rig.add(sequence_id, prompt, NEW_TOKENS)
+        for _ in range(3):
+            rig.step()
+    rig.run()
+    assert rig.scheduler.counters.preemptions > 0
+    assert rig.mixed_steps > 0
+    oracle.check(rig, "mixed batch", {i: i for i in range(len(PROMPTS))})
+
+
+def test_an_aborted_sequence_leaves_the_others_alone(oracle: Oracle) -> None:
+    rig = oracle.rig(token_budget=40)
+    for sequence_id in (0, 1, 2):
+        rig.add(sequence_id, oracle.prompts[sequence_id], NEW_TOKENS)
+    for _ in range(5):
+        rig.step()
+    rig.scheduler.abort((b"worker", 1))
+    rig.add(3, oracle.prompts[3], NEW_TOKENS)  # in the row of the aborted one
+    rig.run()
+    oracle.check(rig, "mixed batch", {0: 0, 2: 2, 3: 3})
+
+
+def test_equal_prompts_share_nothing(oracle: Oracle) -> None:
+    rig = oracle.rig()
+    for sequence_id in (0, 1):
+        rig.add(sequence_id, oracle.prompts[3], NEW_TOKENS)
+        rig.run()
+    assert rig.scheduler.counters.prefix_hit_tokens == 0
+    oracle.check(rig, "whole prefill", {0: 3, 1: 3})
+
+
+def test_resumed_sequence_continues_where_it_stopped(oracle: Oracle) -> None:
+    rig = oracle.rig(token_budget=32)
+    rig.add(0, oracle.prompts[0], NEW_TOKENS, resume=oracle.tokens[0][:13])
+    rig.add(1, oracle.prompts[1], NEW_TOKENS, resume=oracle.tokens[1][:25])
+    assert rig.run() == {0: oracle.tokens[0][13:], 1: oracle.tokens[1][25:]}
+
+
+@pytest.mark.parametrize("budget", [16, 512])
+def test_prompt_logprobs(oracle: Oracle, budget: int) -> None:
+    rig = oracle.rig(token_budget=budget)
+    rig.add(0, oracle.prompts[3], 2, prompt_logprobs=True)
+    rig.run()
+    found = torch.tensor(rig.prompt_logprobs[0])
+    assert (found - oracle.prompt_logprobs(3)).abs().max() < TOLERANCE
+
+
+def test_compiled_operations_in_a_mixed_batch(oracle: Oracle) -> None:
+    loaded = cpu_ops.load()
+    if not loaded:
+        pytest.skip(f"no compiled operations here: {loaded.reason}")
+    rig = MambaRig(load(oracle.path, CompiledOps()), token_budget=40)
+    for sequence_id, prompt in enumerate(oracle.prompts):
+        rig.add(sequence_id, prompt, NEW_TOKENS)
+        rig.step()
+    rig.run()
+    assert [rig.tokens[i] for i in range(len(PROMPTS))] == oracle.tokens
+
+
+def test_half_precision_is_as_exact_as_transformers(oracle: Oracle) -> None:
+    """Logits of the first token, before rounding can lead elsewhere."""
+    rig = MambaRig(load(oracle.path, TorchOps(), torch.bfloat16), token_budget=40)
+    model = AutoModelForCausalLM.from_pretrained(oracle.path, dtype=torch.bfloat16).eval()
+    ours, theirs = [], []
+    for index, prompt in enumerate(oracle.prompts):
+        rig.add(index, prompt, 1)
+        rig.run()
+        ours.append(float((rig.logits[index][0] - oracle.logits[index][0]).abs().max()))
+        with torch.no_grad():
+            found = model(torch.tensor([prompt]), use_cache=False).logits[0, -1].float()
+        theirs.append(float((found - oracle.logits[index][0]).abs().max()))
+    assert max(ours) < 1.5 * max(theirs)
+
+
+def test_two_ranks_give_the_tokens_of_transformers(oracle: Oracle, tmp_path: Path) -> None:
+    job = {"checkpoint": str(oracle.path), "prompts": oracle.prompts[:3], "tokens": 12}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(RANK_SCRIPT.parent)])}
+    command = [sys.executable, str(RANK_SCRIPT)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path)], env=environ, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    tokens = json.loads((tmp_path / "tokens.json").read_text())
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    error = max(float((logits[i] - oracle.logits[i][:12]).abs().max()) for i in range(3))
+    agrees = tokens == [one[:12] for one in oracle.tokens[:3]]
+    oracle.record(oracle.variant, "two ranks", error, agrees)
+    assert agrees
+    assert error < TOLERANCE
+
+
+def test_channels_that_ranks_cannot_divide_are_refused(oracle: Oracle) -> None:
+    with pytest.raises(ValueError, match=r"channels of the mixer .* cannot be divided over 7"):
+        load(oracle.path, TorchOps(), shard=ShardContext(0, 7))
+
+
+def test_every_registered_family_has_a_parity_row() -> None:
+    registered = {name for family in STATE_SPACES for name in family.model_types}
+    assert {model_type for model_type, _ in VARIANTS.values()} == registered
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "tan"}, "`hidden_act` 'tan' is not supported"),
+        ({"state_size": 0}, "`state_size` in config.json must be a positive integer. Given: 0"),
+        ({"time_step_rank": -1}, "`time_step_rank` in config.json must be a positive integer"),
+    ],
+)
+def test_a_config_that_cannot_be_is_named(change: dict[str, object], message: str) -> None:
+    config = {
+        "vocab_size": 320, "hidden_size": 64, "state_size": 8, "conv_kernel": 4,
+        "num_hidden_layers": 2, **change,
+    }  # fmt: skip
+    with pytest.raises(StartupError, match=message):
+        read_spec(STATE_SPACES[0], config)
