@@ -87,6 +87,7 @@ def load_model(
     if "text_config" in config:  # which states the positions, or leaves them to the default
         limits = config | {"max_position_embeddings": spec.max_positions}
     context_length = model_files.context_length(path, limits, settings)
+    check_learned_positions(spec, context_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports.begin("kernels")
     ops = choose_ops(device, settings.disable_custom_kernels)
@@ -225,6 +226,18 @@ def read_spec(config: Config) -> tuple[Family, DecoderSpec]:
         raise StartupError(
             model_files.PHASE, str(error), "use a checkpoint of a supported family"
         ) from error
+
+
+def check_learned_positions(spec: DecoderSpec, context_length: int) -> None:
+    """Raise `StartupError` where the context exceeds the table of learned positions."""
+    positions = spec.embedding.positions
+    if 0 < positions < context_length:
+        raise StartupError(
+            model_files.PHASE,
+            f"a context of {context_length} tokens exceeds the model's {positions} learned "
+            "positions, which cannot be scaled",
+            "remove --rope-factor and --rope-scaling",
+        )
 
 
 def useful_threads(weight_bytes: int, available: int) -> int:
