@@ -46,7 +46,7 @@ RANGES = {
 }
 
 
-def write_checkpoint(variant: str, directory: Path, seed: int = 0) -> Path:
+def write_checkpoint(variant: str, directory: Path, seed: int = 0, **overrides: Any) -> Path:
     """Write config, safetensors and tokenizer of a random `variant`; returns the directory.
 
     Weights are wide enough that a greedy choice rarely hangs on rounding. Raises `KeyError` for an
@@ -57,7 +57,8 @@ def write_checkpoint(variant: str, directory: Path, seed: int = 0) -> Path:
 
     model_type, config = VARIANTS[variant]
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **COMMON | config))
+    settings = COMMON | config | overrides
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             ranges = [bounds for end, bounds in RANGES.items() if name.endswith(end)]

@@ -17,7 +17,7 @@ from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.frozen_linear import freeze_linears
-from serving.models.registry import model_types
+from serving.models.registry import declared_types
 from serving.models.spec import Config, UnsupportedConfig
 from serving.models.transformers_decoder import TransformersDecoder
 from serving.models.transformers_support import causal_config
@@ -119,6 +119,6 @@ def _refusal(config: Config, reason: UnsupportedConfig) -> StartupError:
     return StartupError(
         PHASE,
         f"model type '{config.get('model_type')}' is not declared, and transformers' modelling "
-        f"code cannot serve it here: {reason}; declared: {', '.join(model_types())}",
+        f"code cannot serve it here: {reason}; declared: {', '.join(declared_types())}",
         "use a checkpoint of a declared family",
     )

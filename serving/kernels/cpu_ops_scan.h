@@ -12,11 +12,19 @@
 
 namespace serving_cpu {
 
-// What one work item reads and writes: the channels of one vector, all tokens of one sequence.
+constexpr int64_t kGroup = 4;  // vectors of channels in one work item
+
+// What is read and written for some channels and all tokens of one sequence.
 struct ScanItem {
   const float *x, *steps, *rates, *b, *c;
   float *state, *y;
   int64_t channels, tokens;  // `channels`: distance between rows of x
+
+  ScanItem from(int64_t first) const {
+    ScanItem item = *this;
+    item.x += first, item.steps += first, item.rates += first, item.state += first, item.y += first;
+    return item;
+  }
 };
 
 // h = exp(step * rate) * h + step * x * b; y = sum of h * c. kState is the size of the state where
@@ -45,6 +53,33 @@ void scan_channels(const ScanItem& item, int64_t size, int64_t count) {
     write(item.y + t * item.channels, y, count);
   }
   for (int64_t s = 0; s < n; ++s) write(item.state + s * item.channels, h[s], count);
+}
+
+// The same for one token and up to kGroup vectors: states come from memory, so they are read in runs.
+inline void step_channels(const ScanItem& item, int64_t size, int64_t width) {
+  Vec step[kGroup], input[kGroup], y[kGroup];
+  const auto each = [&](const auto& body) {
+    for (int64_t v = 0; v * kWidth < width; ++v) {
+      body(v, v * kWidth, std::min(kWidth, width - v * kWidth));
+    }
+  };
+  each([&](int64_t v, int64_t first, int64_t count) {
+    step[v] = read(item.steps + first, count);
+    input[v] = step[v] * read(item.x + first, count);
+    y[v] = Vec(0);
+  });
+  for (int64_t s = 0; s < size; ++s) {
+    const Vec b(item.b[s]), c(item.c[s]);
+    const float* rates = item.rates + s * item.channels;
+    float* state = item.state + s * item.channels;
+    each([&](int64_t v, int64_t first, int64_t count) {
+      const Vec decay = (step[v] * read(rates + first, count)).exp_u20();
+      const Vec h = at::vec::fmadd(decay, read(state + first, count), input[v] * b);
+      write(state + first, h, count);
+      y[v] = at::vec::fmadd(h, c, y[v]);
+    });
+  }
+  each([&](int64_t v, int64_t first, int64_t count) { write(item.y + first, y[v], count); });
 }
 
 inline void check_matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
@@ -81,16 +116,22 @@ inline Tensor selective_scan_(const Tensor& x, const Tensor& steps, const Tensor
   const float *rate = rates.const_data_ptr<float>();
   const float *bs = b.const_data_ptr<float>(), *cs = c.const_data_ptr<float>();
   float *states = pool.mutable_data_ptr<float>(), *to = y.mutable_data_ptr<float>();
-  const int64_t parts = (channels + kWidth - 1) / kWidth;
+  constexpr int64_t group = kGroup * kWidth;
+  const int64_t parts = (channels + group - 1) / group;
   const int64_t mean = n ? (start[n] - start[0] + n - 1) / n : 0;
-  parallel_rows(n * parts, mean * size * kWidth, [&](int64_t i) {
-    const int64_t sequence = i / parts, first = i % parts * kWidth, from = start[sequence];
+  parallel_rows(n * parts, mean * size * group, [&](int64_t i) {
+    const int64_t sequence = i / parts, first = i % parts * group, from = start[sequence];
     const int64_t at = from * channels + first;
     const ScanItem item{xs + at, step + at, rate + first, bs + from * size, cs + from * size,
                         states + row_of[sequence] * size * channels + first, to + at, channels,
                         start[sequence + 1] - from};
-    const int64_t count = std::min(kWidth, channels - first);
-    size == 16 ? scan_channels<16>(item, size, count) : scan_channels<0>(item, size, count);
+    const int64_t width = std::min(group, channels - first);
+    if (item.tokens == 1) return step_channels(item, size, width);
+    for (int64_t v = 0; v < width; v += kWidth) {
+      const int64_t count = std::min(kWidth, width - v);
+      size == 16 ? scan_channels<16>(item.from(v), size, count)
+                 : scan_channels<0>(item.from(v), size, count);
+    }
   });
   return y;
 }

@@ -102,10 +102,17 @@ def family_of(config: Config) -> Family:
         if model_type in family.model_types:
             return family
     raise UnsupportedConfig(
-        f"model type '{model_type}' is not supported; known: {', '.join(model_types())}"
+        f"model type '{model_type}' is not supported; known: {', '.join(declared_types())}"
     )
 
 
 def model_types() -> list[str]:
-    """Every registered `model_type`."""
+    """Every `model_type` that the one decoder runs."""
     return [name for family in FAMILIES for name in family.model_types]
+
+
+def declared_types() -> list[str]:
+    """Every declared `model_type`, those with a model of their own included."""
+    others: list[tuple[str, ...]] = [one.model_types for one in ENCODER_DECODERS]
+    others += [one.model_types for one in STATE_SPACES]
+    return model_types() + [name for names in others for name in names]

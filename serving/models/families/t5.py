@@ -1,11 +1,7 @@
 """T5, T5 v1.1 and Flan-T5 (`t5`), mT5 and mT0 (`mt5`), UMT5 (`umt5`)."""
 
 from serving.models import config_reader as read
-from serving.models.encoder_decoder_spec import (
-    BiasSpec,
-    EncoderDecoderFamily,
-    EncoderDecoderSpec,
-)
+from serving.models.encoder_decoder_spec import BiasSpec, EncoderDecoderFamily, EncoderDecoderSpec
 from serving.models.spec import Activation, Config, MlpSpec
 
 
@@ -52,16 +48,15 @@ def _mlp(config: Config) -> MlpSpec:
 
 
 def _bias(config: Config) -> BiasSpec:
-    buckets = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
-    values = buckets | config
-    return BiasSpec(
-        read.required(values, "relative_attention_num_buckets"),
-        read.required(values, "relative_attention_max_distance"),
-        bool(config.get("bias_per_layer", False)),
-    )
+    prefix = "relative_attention"
+    values = {f"{prefix}_num_buckets": 32, f"{prefix}_max_distance": 128} | config
+    buckets, reach = (read.required(values, f"{prefix}_{key}")
+                      for key in ("num_buckets", "max_distance"))  # fmt: skip
+    return BiasSpec(buckets, reach, bool(config.get("bias_per_layer", False)))
 
 
-T5 = EncoderDecoderFamily(("t5",), spec)
-MT5 = EncoderDecoderFamily(("mt5",), mt5_spec)
-UMT5 = EncoderDecoderFamily(("umt5",), umt5_spec)
-FAMILIES = (T5, MT5, UMT5)
+FAMILIES = (
+    EncoderDecoderFamily(("t5",), spec),
+    EncoderDecoderFamily(("mt5",), mt5_spec),
+    EncoderDecoderFamily(("umt5",), umt5_spec),
+)
