@@ -113,7 +113,8 @@ def test_unknown_family_is_named_with_the_known_ones(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps(config))
     code, line = start_failure(tmp_path, "--model-id", str(model))
     assert code == 1
-    assert "model type 'abacus' is not supported; known: llama" in line
+    assert "model type 'abacus' is not declared" in line
+    assert "llama" in line
 
 
 def test_port_in_use_is_named(tmp_path: Path) -> None:
