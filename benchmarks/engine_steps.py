@@ -81,14 +81,14 @@ class Bench:
         self.vocab_size = model.decoder.spec.vocab_size
         compiler = GrammarCompiler(model_path, self.vocab_size, [])
         blocks = 2 * MAX_ROWS * 512 // BLOCK_SIZE
-        kv = kv_cache.allocate(model.shape, blocks, model.device)
+        kv = kv_cache.allocate(model.shape, blocks, model.device, MAX_ROWS)
         table = RowTable(MAX_ROWS, model.context_length, BLOCK_SIZE)
         sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
         self.runner = TimedRunner(
             model.decoder, kv, table, sampler, model.device, model.padded_rows
         )
         self.scheduler = Scheduler(
-            BlockManager(blocks, BLOCK_SIZE, prefix_caching=True), MAX_ROWS, token_budget
+            BlockManager(blocks, BLOCK_SIZE, model.traits.shared_prefixes), MAX_ROWS, token_budget
         )
         info = EngineInfo("", "", "", "", 1, model.context_length, 1, self.vocab_size, [])
         self.mailbox = MemoryMailbox()

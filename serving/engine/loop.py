@@ -60,6 +60,7 @@ class EngineLoop:
 
     def run(self) -> None:
         """Turn until stopped."""
+        self._metrics.observe_sizes(self._scheduler)  # so that dashboards see an idle engine
         while self._running:
             self.turn()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from mamba_rig import Loaded, MambaRig, load
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from local_mode.tiny_variants_mamba import VARIANTS, write_checkpoint
 from serving.engine.mamba_loader import read_spec
@@ -20,6 +21,7 @@ from serving.kernels import cpu_ops
 from serving.kernels.compiled_ops import CompiledOps
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
+from serving.models.mamba_spec import expected_shapes
 from serving.models.registry import STATE_SPACES
 
 NEW_TOKENS = 32
@@ -219,6 +221,23 @@ def test_two_ranks_give_the_tokens_of_transformers(oracle: Oracle, tmp_path: Pat
     assert error < TOLERANCE
 
 
+def test_the_embedding_may_have_its_first_name(tmp_path: Path) -> None:
+    path = write_checkpoint("mamba", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
+    save_file(tensors, path / "model.safetensors")
+    assert load(path, TorchOps()).decoder.spec.vocab_size == 320
+
+
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
+    path = write_checkpoint("mamba", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["backbone.layers.1.mixer.A_log"]
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(StartupError, match=r"1 of \d+ .* backbone\.layers\.1\.mixer\.A_log"):
+        load(path, TorchOps())
+
+
 def test_channels_that_ranks_cannot_divide_are_refused(oracle: Oracle) -> None:
     with pytest.raises(ValueError, match=r"channels of the mixer .* cannot be divided over 7"):
         load(oracle.path, TorchOps(), shard=ShardContext(0, 7))
@@ -227,6 +246,41 @@ def test_channels_that_ranks_cannot_divide_are_refused(oracle: Oracle) -> None:
 def test_every_registered_family_has_a_parity_row() -> None:
     registered = {name for family in STATE_SPACES for name in family.model_types}
     assert {model_type for model_type, _ in VARIANTS.values()} == registered
+
+
+# Facts of the published config.json files: hidden size, layers, bottleneck of the time steps.
+PUBLISHED = {
+    "mamba-130m": (768, 24, 48), "mamba-370m": (1024, 48, 64), "mamba-790m": (1536, 48, 96),
+    "mamba-1.4b": (2048, 48, 128), "mamba-2.8b": (2560, 64, 160),
+}  # fmt: skip
+
+
+def published(name: str) -> dict[str, object]:
+    if name == "falcon-mamba-7b":
+        return {
+            "model_type": "falcon_mamba", "vocab_size": 65024, "hidden_size": 4096, "expand": 16,
+            "intermediate_size": 8192, "num_hidden_layers": 64, "state_size": 16, "conv_kernel": 4,
+            "time_step_rank": 256, "tie_word_embeddings": False, "hidden_act": "silu",
+        }  # fmt: skip
+    hidden, layers, rank = PUBLISHED[name]
+    return {
+        "model_type": "mamba", "vocab_size": 50280, "hidden_size": hidden, "expand": 2,
+        "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "state_size": 16,
+        "conv_kernel": 4, "time_step_rank": rank, "use_bias": False, "use_conv_bias": True,
+        "residual_in_fp32": True, "hidden_act": "silu",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "falcon-mamba-7b"])
+def test_tensors_of_published_sizes_are_those_of_transformers(name: str) -> None:
+    config = published(name)
+    model_type = str(config["model_type"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    expected = {name: tuple(one.shape) for name, one in model.named_parameters()}
+    family = next(one for one in STATE_SPACES if model_type in one.model_types)
+    spec = read_spec(family, config)
+    assert expected_shapes(spec, family.names, family.names.embeddings[0]) == expected
 
 
 @pytest.mark.parametrize(
