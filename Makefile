@@ -19,7 +19,9 @@ CHECKED := serving local_mode sagemaker benchmarks tests
 CLIENTS := text-generation==0.7.0 langchain-huggingface==1.2.3
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test style check bench
+PARITY := $(addprefix tests/models/test_,parity.py two_ranks.py encoder_decoder.py seq2seq_two_ranks.py mamba.py)
+
+.PHONY: help install install-dev serve test parity style check bench
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +56,9 @@ $(TESTABLE): $(INSTALLED)
 
 test: $(TESTABLE)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+parity: $(TESTABLE)  ## compare every family with transformers and write docs/parity.md
+	$(BIN)/python -m pytest $(PARITY) --parity-table docs/parity.md
 
 install-dev: $(DEVELOPABLE)  ## install the linters and the test tools too
 

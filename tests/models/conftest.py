@@ -8,12 +8,17 @@ import torch
 COLUMNS = ("whole prefill", "chunked prefill", "prefix-cache hit", "mixed batch", "two ranks")
 HEADER = """# Parity with transformers
 
-`python -m pytest tests/models/test_parity.py tests/models/test_two_ranks.py --parity-table FILE`:
-tiny random checkpoints in float32, made and saved by transformers {version}. Each cell: the largest
-difference of a logit that chose a token, and whether every greedy token was the same. Two ranks are
-two gloo processes; the mixed batch has sequences that arrive, decode and are preempted.
+`make parity` writes this page: tiny random checkpoints in float32, made and saved by transformers
+{version}. Each cell: the largest difference of a logit that chose a token, and whether every greedy
+token was the same. Two ranks are two gloo processes; the mixed batch has sequences that arrive,
+decode and are preempted.
 
 """
+# Cells that cannot be: a state is no prefix that another sequence could share.
+NO_CELL = {
+    ("mamba", "prefix-cache hit"): "no prefix cache",
+    ("falcon_mamba", "prefix-cache hit"): "no prefix cache",
+}
 Record = Callable[[str, str, float, bool], None]
 
 
@@ -48,7 +53,7 @@ def table(cells: dict[str, dict[str, tuple[float, bool]]]) -> str:
         shown = [
             f"{row[column][0]:.1e} {'equal' if row[column][1] else 'DIFFERENT'}"
             if column in row
-            else "MISSING"
+            else NO_CELL.get((variant.partition("-")[0], column), "MISSING")
             for column in COLUMNS
         ]
         lines.append(f"| {variant} | " + " | ".join(shown) + " |")
