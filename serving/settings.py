@@ -45,7 +45,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     revision: Annotated[str | None, Flag("branch, tag or commit on the Hub")] = None
     dtype: Annotated[Dtype, Flag("type of the weights; auto takes the checkpoint's own")] = "auto"
     trust_remote_code: Annotated[
-        bool, Flag("run modelling code from the repository", refused=NOT_YET)
+        bool, Flag("run modelling code from the repository; needs --revision with a commit")
+    ] = False
+    trust_unpinned_code: Annotated[
+        bool, Flag("with --trust-remote-code: run it also where --revision is not a commit")
     ] = False
     quantize: Annotated[str | None, Flag("quantization scheme", refused=NOT_YET)] = None
     kv_cache_dtype: Annotated[

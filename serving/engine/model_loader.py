@@ -193,7 +193,7 @@ def _load_undeclared(
     settings: Settings, config: Config, path: Path, shard: ShardContext, reports: LauncherReports
 ) -> LoadedModel:
     """The same through transformers' modelling code, for an architecture that is not declared."""
-    loaded = check_undeclared(config, shard)
+    loaded = check_undeclared(config, path, settings, shard)
     limits = config | {"max_position_embeddings": positions(config, loaded)}
     context_length = model_files.context_length(path, limits, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,9 +18,11 @@ from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.frozen_linear import freeze_linears
 from serving.models.registry import declared_types
+from serving.models.remote_code import check_remote_code
 from serving.models.spec import Config, UnsupportedConfig
 from serving.models.transformers_decoder import TransformersDecoder
-from serving.models.transformers_support import causal_config
+from serving.models.transformers_support import causal_config, needs_own_code, own_config
+from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 PHASE = "model configuration"
@@ -36,12 +38,18 @@ class UndeclaredModel:
     padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
 
 
-def check_undeclared(config: Config, shard: ShardContext) -> Any:
-    """transformers' configuration object; raises `StartupError` for what it cannot serve."""
+def check_undeclared(config: Config, path: Path, settings: Settings, shard: ShardContext) -> Any:
+    """transformers' configuration object; raises `StartupError` for what it cannot serve.
+
+    Code that comes with the checkpoint is run only as `remote_code.py` allows.
+    """
     try:
         if shard.size > 1:
             raise UnsupportedConfig(f"it would run on one shard only, not on {shard.size}")
-        return causal_config(config)
+        if not needs_own_code(config):
+            return causal_config(config)
+        check_remote_code(settings)
+        return own_config(config, path)
     except UnsupportedConfig as error:
         raise _refusal(config, error) from error
 
@@ -68,7 +76,7 @@ def load_undeclared(
         "our paged attention, which is slower than a declared family",
         config.get("model_type"),
     )
-    model = _read_weights(path, loaded, dtype).to(device).eval()
+    model = _read_weights(path, loaded, dtype, needs_own_code(config)).to(device).eval()
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     dtype = model.dtype
     matmul = matmul_factory(device, dtype)
@@ -83,7 +91,7 @@ def load_undeclared(
     return UndeclaredModel(decoder, dtype, weight_bytes, rows)
 
 
-def _read_weights(path: Path, loaded: Any, dtype: torch.dtype | None) -> Any:
+def _read_weights(path: Path, loaded: Any, dtype: torch.dtype | None, own_code: bool) -> Any:
     """A causal language model on the CPU. Raises `StartupError` for incomplete weights."""
     import transformers
 
@@ -98,7 +106,7 @@ def _read_weights(path: Path, loaded: Any, dtype: torch.dtype | None) -> Any:
             attn_implementation="eager",
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=own_code,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused, by name
             output_loading_info=True,
         )

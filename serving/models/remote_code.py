@@ -1,35 +1,30 @@
 """Whether modelling code that comes with a checkpoint may run.
 
-Runs in the launcher. Comes in: the settings and config.json. Goes out: nothing, or a `StartupError`
-that says why not. A name on the Hub can point to other code tomorrow; a commit cannot.
+Called by `engine/transformers_loader.py` before such code is imported. Comes in: the settings. Goes
+out: nothing, or a `StartupError` that says why not. A name on the Hub can point to other code
+tomorrow; a commit cannot.
 """
 
 import re
 
 from serving.models.artefacts import refuse
 from serving.models.hub import is_local
-from serving.models.spec import Config
 from serving.settings import Settings
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def needs_remote_code(config: Config, known_types: list[str]) -> bool:
-    """Whether only the repository's own code can run this model."""
-    return bool(config.get("auto_map")) and config.get("model_type") not in known_types
-
-
-def check_remote_code(settings: Settings, trust_unpinned_code: bool) -> None:
+def check_remote_code(settings: Settings) -> None:
     """Refuse to run code that is not trusted, or that may change from one start to the next.
 
     Local directories are what they are: whoever wrote them has pinned them.
     """
     if not settings.trust_remote_code:
         refuse(
-            f"{settings.model_id} can only run with code from its repository",
+            f"{settings.model_id or 'the model'} can only run with code from its repository",
             "read that code, then set --trust-remote-code and --revision to the commit you read",
         )
-    if trust_unpinned_code or is_local(settings.model_id):
+    if settings.trust_unpinned_code or is_local(settings.model_id):
         return
     if not COMMIT.fullmatch(settings.revision or ""):
         refuse(

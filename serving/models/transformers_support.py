@@ -4,6 +4,7 @@ Called by `engine/transformers_loader.py` before any weight is read; what only t
 can tell is found out by `transformers_decoder.py`. Raises `UnsupportedConfig` with the reason.
 """
 
+from pathlib import Path
 from typing import Any
 
 from serving.models.spec import Config, UnsupportedConfig
@@ -13,14 +14,41 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
+CAUSAL_CLASS = "AutoModelForCausalLM"
+
+
+def needs_own_code(config: Config) -> bool:
+    """Whether transformers has no code for it, and the checkpoint brings its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING
+
+
+def own_config(config: Config, path: Path) -> Any:
+    """The configuration object of a checkpoint with code of its own, which is run from here on."""
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    named = config["auto_map"]
+    if CAUSAL_CLASS not in named:
+        raise UnsupportedConfig(f"its `auto_map` names no {CAUSAL_CLASS}")
+    elsewhere = [name for name in named.values() if "--" in str(name)]
+    if elsewhere:
+        raise UnsupportedConfig(f"its code is in another repository: {elsewhere[0]}")
+    if config.get("quantization_config"):
+        raise UnsupportedConfig("its weights are quantized")
+    loaded = AutoConfig.from_pretrained(path, trust_remote_code=True, local_files_only=True)
+    _check_class(get_class_from_dynamic_module(named[CAUSAL_CLASS], path), loaded)
+    _check_layers(loaded.get_text_config())
+    return loaded
+
+
 def causal_config(config: Config) -> Any:
     """transformers' configuration object for a config.json whose architecture it can serve."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
-        if config.get("auto_map"):
-            raise UnsupportedConfig("its modelling code is in the repository, and is not run")
         raise UnsupportedConfig("transformers does not know it either")
     if config.get("quantization_config"):
         raise UnsupportedConfig("its weights are quantized")

@@ -1,5 +1,6 @@
 """Start-up with an architecture that no family declares."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from undeclared_models import write_undeclared
 
+from local_mode.tiny_model import write_checkpoint
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.errors import StartupError
@@ -92,3 +94,58 @@ def test_unservable_model_is_refused_with_the_declared_families(
 def test_sharding_is_refused(checkpoint: Path, reports: LauncherReports) -> None:
     with pytest.raises(StartupError, match="on one shard only, not on 2"):
         load(checkpoint, reports, ShardContext(0, 2))
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Llama under another name, whose code is in its directory."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
+    path = write_checkpoint("llama", tmp_path / "model")
+    (path / "own.py").write_text(OWN_CODE)
+    config = json.loads((path / "config.json").read_text())
+    named = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config |= {"model_type": "own_llama", "auto_map": named}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_code_of_the_checkpoint_is_not_run_unasked(
+    own_code: Path, reports: LauncherReports
+) -> None:
+    (own_code / "own.py").write_text("raise SystemExit('this code has run')")
+    with pytest.raises(StartupError, match="can only run with code from its repository") as caught:
+        load(own_code, reports)
+    assert "--trust-remote-code" in caught.value.remedy
+
+
+def test_code_of_the_checkpoint_is_run_when_it_is_trusted(
+    own_code: Path, reports: LauncherReports
+) -> None:
+    settings = Settings(model_id=str(own_code), trust_remote_code=True, disable_custom_kernels=True)
+    loaded = load_model(settings, own_code, SINGLE, reports)
+    assert isinstance(loaded.decoder, TransformersDecoder)
+    assert loaded.decoder.spec.vocab_size == 320
+
+
+def test_code_in_another_repository_is_refused(own_code: Path, reports: LauncherReports) -> None:
+    config = json.loads((own_code / "config.json").read_text())
+    config["auto_map"]["AutoModelForCausalLM"] = "somebody/else--own.OwnForCausalLM"
+    (own_code / "config.json").write_text(json.dumps(config))
+    settings = Settings(model_id=str(own_code), trust_remote_code=True)
+    with pytest.raises(StartupError, match="its code is in another repository: somebody/else"):
+        load_model(settings, own_code, SINGLE, reports)

@@ -13,7 +13,6 @@ LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
              "original_max_position_embeddings": 128}  # fmt: skip
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "no_such_model"}, "transformers does not know it either"),
-    ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "code is in the repository"),
     ({"model_type": "olmo", "quantization_config": {"quant_method": "awq"}}, "are quantized"),
     ({"model_type": "bart"}, "an encoder and a decoder"),
     ({"model_type": "vit"}, "no causal language model of 'vit'"),
