@@ -5,46 +5,23 @@ that a checkpoint can get wrong. Next: `models/mamba.py`.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from serving.engine import model_files
+from serving.engine.loaded_weights import LoadedWeights, limit_threads
 from serving.engine.malloc import freed_memory_returned
 from serving.engine.state_pool import StateShape
-from serving.errors import StartupError
 from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.causal_model import SequenceTraits
 from serving.models.mamba import Mamba, MambaLoad, channels_of_rank
 from serving.models.mamba_spec import MambaFamily, MambaSpec, checked_names, expected_shapes
-from serving.models.spec import Config, UnsupportedConfig
 from serving.models.weights import Checkpoint
 
 # A state holds its own sequence only: no other can begin with a part of it.
 TRAITS = SequenceTraits(shared_prefixes=False)
-
-
-@dataclass(frozen=True)
-class LoadedMamba:
-    """A model ready to run, and what `LoadedModel` must know of it."""
-
-    decoder: Mamba
-    weight_bytes: int
-    padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
-
-
-def read_spec(family: MambaFamily, config: Config) -> MambaSpec:
-    """Spec of a config. Raises `StartupError` where it is not supported."""
-    try:
-        return family.spec(config)
-    except UnsupportedConfig as error:
-        raise StartupError(
-            model_files.PHASE, str(error), "use a checkpoint of a supported family"
-        ) from error
 
 
 def state_shape(
@@ -63,15 +40,17 @@ def load_mamba(
     shard: ShardContext,
     ops: TorchOps,
     device: torch.device,
-) -> LoadedMamba:
+) -> LoadedWeights[Mamba]:
     """Read the weights of this rank. Raises `StartupError`, or `ValueError` if ranks do not fit."""
     source = Checkpoint(path, dtype, device)
     names = family.names
-    embedding = next((e for e in names.embeddings if f"{e}.weight" in source), names.embeddings[0])
+    embedding = source.present(names.embeddings)
     shapes = expected_shapes(spec, names, embedding)
     source.check(shapes, checked_names(names, embedding))
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    limit_threads(device, weight_bytes)
     matmul = matmul_factory(device, dtype)
     with freed_memory_returned(), torch.inference_mode():
         decoder = Mamba(MambaLoad(spec, names, embedding, source, shard, ops, matmul))
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-    return LoadedMamba(decoder, weight_bytes, padded_rows if matmul is PackedMatmul else int)
+    rows = padded_rows if matmul is PackedMatmul else int
+    return LoadedWeights(decoder, dtype, weight_bytes, rows)

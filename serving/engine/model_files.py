@@ -5,12 +5,15 @@ the engine needs only numbers.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from serving.errors import StartupError
-from serving.models.spec import Config
+from serving.models.spec import Config, UnsupportedConfig
 from serving.settings import Settings
+
+Spec_co = TypeVar("Spec_co", covariant=True)
 
 PHASE = "model configuration"
 # Where configs state how many positions there are. The first that is there counts: Command R gives
@@ -22,6 +25,22 @@ POSITION_KEYS = (
 WITHOUT_POSITIONS = ("t5", "mt5", "umt5", "mamba", "falcon_mamba", "mamba2")
 UNSTATED_POSITIONS = 2048  # ALiBi models were trained on as many, T5 on fewer
 NO_TOKENIZER_LIMIT = 1e9  # tokenizers without a limit state 1e30
+
+
+class SpecFamily(Protocol[Spec_co]):
+    """A family of any kind of model."""
+
+    @property
+    def spec(self) -> Callable[[Config], Spec_co]:
+        """Computes the spec of a config; raises `UnsupportedConfig`."""
+
+
+def read_spec(family: SpecFamily[Spec_co], config: Config) -> Spec_co:
+    """Spec of a config. Raises `StartupError` where it is not supported."""
+    try:
+        return family.spec(config)
+    except UnsupportedConfig as error:
+        raise StartupError(PHASE, str(error), "use a checkpoint of a supported family") from error
 
 
 def read_config(directory: Path, settings: Settings) -> Config:

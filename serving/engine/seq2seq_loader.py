@@ -5,13 +5,13 @@ that a checkpoint can get wrong. Next: `models/encoder_decoder.py`.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from serving.engine import model_files
+from serving.engine.loaded_weights import LoadedWeights, limit_threads
 from serving.engine.malloc import freed_memory_returned
 from serving.errors import StartupError
 from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
@@ -26,30 +26,11 @@ from serving.models.encoder_decoder_spec import (
     checked_names,
     expected_shapes,
 )
-from serving.models.spec import Config, UnsupportedConfig
+from serving.models.spec import Config
 from serving.models.weights import Checkpoint
 from serving.settings import Settings
 
 USUAL_TOKENS = 512  # of prompt and output, where neither model nor tokenizer says; T5's training
-
-
-@dataclass(frozen=True)
-class LoadedEncoderDecoder:
-    """A model ready to run, and what `LoadedModel` must know of it."""
-
-    decoder: EncoderDecoder
-    weight_bytes: int
-    padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
-
-
-def read_spec(family: EncoderDecoderFamily, config: Config) -> EncoderDecoderSpec:
-    """Spec of a config. Raises `StartupError` where it is not supported."""
-    try:
-        return family.spec(config)
-    except UnsupportedConfig as error:
-        raise StartupError(
-            model_files.PHASE, str(error), "use a checkpoint of a supported family"
-        ) from error
 
 
 def read_traits(path: Path, config: Config, vocab_size: int) -> SequenceTraits:
@@ -97,16 +78,18 @@ def load_encoder_decoder(
     shard: ShardContext,
     ops: TorchOps,
     device: torch.device,
-) -> LoadedEncoderDecoder:
+) -> LoadedWeights[EncoderDecoder]:
     """Read the weights of this rank. Raises `StartupError`, or `ValueError` if ranks do not fit."""
     matmul = matmul_factory(device, dtype)
     narrow = Precision(dtype, Checkpoint(path, dtype, device), matmul)
     names, source = family.names, narrow.source
-    embedding = next((e for e in names.embeddings if f"{e}.weight" in source), names.embeddings[0])
+    embedding = source.present(names.embeddings)
     if f"{names.head}.weight" in source:  # configs call heads tied that are not
         spec = replace(spec, tied_head=False)
     shapes = expected_shapes(spec, names, embedding)
     source.check(shapes, checked_names(names, embedding))
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    limit_threads(device, weight_bytes)
     wide = narrow
     if dtype == torch.float16:
         wide_matmul = matmul_factory(device, torch.float32)
@@ -115,5 +98,4 @@ def load_encoder_decoder(
     with freed_memory_returned(), torch.inference_mode():
         load = EncoderDecoderLoad(spec, names, embedding, narrow, wide, shard, ops)
         decoder = EncoderDecoder(load, start_tokens, rows)
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-    return LoadedEncoderDecoder(decoder, weight_bytes, rows)
+    return LoadedWeights(decoder, dtype, weight_bytes, rows)

@@ -5,13 +5,12 @@ everything that cannot be served so. Next: `models/transformers_decoder.py`.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from serving.engine.loaded_weights import LoadedWeights, limit_threads
 from serving.errors import StartupError
 from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
 from serving.kernels.torch_ops import TorchOps
@@ -26,16 +25,6 @@ from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 PHASE = "model configuration"
-
-
-@dataclass(frozen=True)
-class UndeclaredModel:
-    """A model ready to run, and what `LoadedModel` must know of it."""
-
-    decoder: TransformersDecoder
-    dtype: torch.dtype
-    weight_bytes: int
-    padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
 
 
 def check_undeclared(config: Config, path: Path, settings: Settings, shard: ShardContext) -> Any:
@@ -69,7 +58,7 @@ def load_undeclared(
     dtype: torch.dtype | None,
     ops: TorchOps,
     device: torch.device,
-) -> UndeclaredModel:
+) -> LoadedWeights[TransformersDecoder]:
     """Read the weights and plug our attention in; `dtype` None takes the checkpoint's own."""
     log.warning(
         "model type '%s' is not declared: it is served through transformers' modelling code with "
@@ -88,7 +77,8 @@ def load_undeclared(
     except UnsupportedConfig as error:
         raise _refusal(config, error) from error
     rows = padded_rows if matmul is PackedMatmul else int
-    return UndeclaredModel(decoder, dtype, weight_bytes, rows)
+    limit_threads(device, weight_bytes)
+    return LoadedWeights(decoder, dtype, weight_bytes, rows)
 
 
 def _read_weights(path: Path, loaded: Any, dtype: torch.dtype | None, own_code: bool) -> Any:

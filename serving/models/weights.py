@@ -7,7 +7,7 @@ bytes that it keeps. Only safetensors: no pickle is ever executed. Next: `decode
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -76,6 +76,10 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
+
+    def present(self, matrices: Sequence[str]) -> str:
+        """The first of these names (without `.weight`) that is there, or the first of all."""
+        return next((name for name in matrices if f"{name}.weight" in self), matrices[0])
 
     def slice(self, name: str) -> StoredTensor:
         """A tensor as it is stored; its `read(*ranges)` reads any part of it."""

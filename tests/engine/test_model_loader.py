@@ -2,7 +2,8 @@
 
 import pytest
 
-from serving.engine.model_loader import check_learned_positions, useful_threads
+from serving.engine.decoder_loader import check_learned_positions
+from serving.engine.loaded_weights import useful_threads
 from serving.errors import StartupError
 from serving.models.families import gpt2
 

@@ -9,8 +9,8 @@ from engine_rig import BLOCK_SIZE, CPU, RecordingSampler
 from serving.engine import kv_cache
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
-from serving.engine.mamba_loader import TRAITS, load_mamba, read_spec, state_shape
-from serving.engine.model_files import read_config
+from serving.engine.mamba_loader import TRAITS, load_mamba, state_shape
+from serving.engine.model_files import read_config, read_spec
 from serving.engine.model_runner import ModelRunner
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence

@@ -10,10 +10,10 @@ from serving.engine import kv_cache
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
 from serving.engine.kv_cache import KvShape
-from serving.engine.model_files import read_config
+from serving.engine.model_files import read_config, read_spec
 from serving.engine.model_runner import ModelRunner
 from serving.engine.scheduler import Scheduler
-from serving.engine.seq2seq_loader import load_encoder_decoder, read_spec, read_traits
+from serving.engine.seq2seq_loader import load_encoder_decoder, read_traits
 from serving.engine.sequence import Sequence
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
