@@ -1,0 +1,113 @@
+"""The engine without processes and sockets: scheduler, runner and sampler driven by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from serving.engine.batch import RowTable
+from serving.engine.block_manager import BlockManager
+from serving.engine.model_runner import ModelRunner
+from serving.engine.plan import Plan
+from serving.engine.sampler import Sampler
+from serving.engine.scheduler import Scheduler
+from serving.engine.sequence import Sequence
+from serving.engine.watermark import Watermark
+from serving.kernels.matmul import padded_rows
+from serving.kernels.torch_ops import TorchOps
+from serving.models.causal_model import CausalModel, SequenceTraits
+from serving.protocol.messages import Delta, Generate
+from serving.protocol.params import SamplingParams, StopParams
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 8
+
+
+class RecordingSampler(Sampler):
+    """Keeps the logits of every sampled row, in the order of the steps."""
+
+    def __init__(self, ops: TorchOps) -> None:
+        super().__init__(ops, Watermark(gamma=0.5, delta=2.0))
+        self.logits: list[torch.Tensor] = []
+
+    def choose(self, logits, table, rows, masks=None):  # type: ignore[no-untyped-def]
+        self.logits.extend(logits.float().clone())
+        return super().choose(logits, table, rows, masks)
+
+
+class SequenceRig:
+    """Any model on a small pool; each kind of model has a rig that makes its pool."""
+
+    def __init__(
+        self,
+        decoder: CausalModel,
+        pool: list[Any],
+        ops: TorchOps,
+        num_blocks: int,
+        max_rows: int,
+        token_budget: int,
+        longest: int,
+        traits: SequenceTraits,
+        rows: Callable[[int], int] = padded_rows,
+    ) -> None:
+        self.traits = traits
+        self.blocks = BlockManager(num_blocks, BLOCK_SIZE, traits.shared_prefixes)
+        self.scheduler = Scheduler(self.blocks, max_rows, token_budget, traits.whole_prompts)
+        self.sampler = RecordingSampler(ops)
+        table = RowTable(max_rows, longest, BLOCK_SIZE)
+        self.runner = ModelRunner(decoder, pool, table, self.sampler, CPU, rows)
+        # By sequence: new tokens, the logits that chose them, and the prompt's log-probabilities.
+        self.tokens: dict[int, list[int]] = {}
+        self.logits: dict[int, list[torch.Tensor]] = {}
+        self.prompt_logprobs: dict[int, list[float]] = {}
+
+    def add(
+        self,
+        sequence_id: int,
+        prompt: list[int],
+        max_new_tokens: int,
+        sampling: SamplingParams | None = None,
+        resume: list[int] | None = None,
+        stop_token_ids: list[int] | None = None,
+        top_n_tokens: int = 0,
+        prompt_logprobs: bool = False,
+    ) -> None:
+        request = Generate(
+            epoch=0,
+            sequence_id=sequence_id,
+            prompt_token_ids=prompt,
+            sampling=sampling or SamplingParams(),
+            stop=StopParams(max_new_tokens, stop_token_ids or []),
+            logprobs=True,
+            top_n_tokens=top_n_tokens,
+            prompt_logprobs=prompt_logprobs,
+            resume_token_ids=resume or [],
+        )
+        sequence = Sequence.from_request(b"worker", request, self.traits.start_token_ids)
+        self.scheduler.add(sequence)
+
+    def observe(self, plan: Plan) -> None:
+        """Take note of a step that is about to run."""
+
+    def step(self) -> list[Delta] | None:
+        """Run one step; None if there was nothing to do."""
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return None
+        self.observe(plan)
+        first = len(self.sampler.logits)
+        choice = self.runner.execute(plan).choice
+        deltas = [delta for _, delta in self.scheduler.complete(choice)]
+        for delta, logits in zip(deltas, self.sampler.logits[first:], strict=True):
+            self.tokens.setdefault(delta.sequence_id, []).extend(delta.token_ids)
+            self.logits.setdefault(delta.sequence_id, []).append(logits)
+            if delta.prompt_logprobs:
+                self.prompt_logprobs[delta.sequence_id] = delta.prompt_logprobs
+        return deltas
+
+    def run(self) -> dict[int, list[int]]:
+        """Step until nothing is left; all new tokens by sequence id."""
+        while self.step() is not None:
+            pass
+        self.blocks.check_idle()
+        return self.tokens
