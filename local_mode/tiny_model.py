@@ -108,10 +108,15 @@ def write_checkpoint(variant: str, directory: Path, seed: int = 0, **overrides: 
         rewrite(LAYOUTS[variant][1], directory / ORIGINAL, directory)
     else:
         model.save_pretrained(directory)
+    copy_tokenizer(directory)
+    return directory
+
+
+def copy_tokenizer(directory: Path) -> None:
+    """Put the embedded demo model's tokenizer into `directory`."""
     for name in TOKENIZER_FILES:
         if (DEMO_MODEL / name).exists():
             shutil.copy(DEMO_MODEL / name, directory / name)
-    return directory
 
 
 @click.command()

@@ -5,13 +5,12 @@ Made and saved by transformers, so an independent oracle of our loader; the toke
 embedded demo model.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
-from local_mode.tiny_model import DEMO_MODEL, TOKENIZER_FILES
+from local_mode.tiny_model import copy_tokenizer
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320,
@@ -69,9 +68,7 @@ def write_checkpoint(variant: str, directory: Path, seed: int = 0, **overrides: 
             else:
                 parameter.uniform_(0.5, 1.5)
     model.save_pretrained(directory)
-    for name in TOKENIZER_FILES:
-        if (DEMO_MODEL / name).exists():
-            shutil.copy(DEMO_MODEL / name, directory / name)
+    copy_tokenizer(directory)
     return directory
 
 

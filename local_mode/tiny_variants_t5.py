@@ -6,14 +6,13 @@ embedded demo model.
 """
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from local_mode.tiny_model import DEMO_MODEL, TOKENIZER_FILES
+from local_mode.tiny_model import copy_tokenizer
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320,
@@ -77,9 +76,7 @@ def write_checkpoint(variant: str, directory: Path, seed: int = 0, **overrides: 
                 parameter.normal_(std=1.0 if "bias" in name else 0.16)
     model.save_pretrained(directory)
     _state(directory / "config.json", wanted.config)
-    for name in TOKENIZER_FILES:
-        if (DEMO_MODEL / name).exists():
-            shutil.copy(DEMO_MODEL / name, directory / name)
+    copy_tokenizer(directory)
     return directory
 
 

@@ -49,11 +49,6 @@ class EngineLoop:
         self._start_token_ids = start_token_ids
         self._running = True
 
-    @property
-    def num_waiting_for_grammars(self) -> int:
-        """Sequences that the scheduler does not know yet."""
-        return self._guidance.num_pending
-
     def stop(self) -> None:
         """Return from `run()` after the current step (called from a signal handler)."""
         self._running = False

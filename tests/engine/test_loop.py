@@ -57,12 +57,13 @@ class Engine:
     def __init__(self, model_path: Path) -> None:
         self.mailbox = FakeMailbox()
         self.runner = FakeRunner()
+        self.guidance = Guidance(GrammarCompiler(model_path, 320, [1]), 320, [1])
         self.scheduler = Scheduler(BlockManager(16, 4, prefix_caching=True), 8, 64)
         self.loop = EngineLoop(
             self.mailbox,  # type: ignore[arg-type]
             self.scheduler,
             self.runner,  # type: ignore[arg-type]
-            Guidance(GrammarCompiler(model_path, 320, [1]), 320, [1]),
+            self.guidance,
             StepMetrics(EngineMetrics(CollectorRegistry())),
             INFO,
             max_live=2,
@@ -171,7 +172,7 @@ def test_impossible_request_is_refused_with_its_reason(
 def turn_until_idle(engine: Engine) -> None:
     for _ in range(2000):
         engine.loop.turn()
-        if not engine.scheduler.num_live and not engine.loop.num_waiting_for_grammars:
+        if not engine.scheduler.num_live and not engine.guidance.num_pending:
             return
         time.sleep(0.001)
     raise TimeoutError
