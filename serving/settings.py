@@ -33,6 +33,7 @@ class Flag:
     repeatable: bool = False  # on the command line; the values are joined by commas
     inert: str = ""  # accepted for compatibility, warned about
     refused: str = ""  # not available: any value but the default ends the start
+    hidden: bool = False  # left out of --help: for tests
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,12 +76,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sharded: Annotated[bool | None, Flag("true: shard over all devices; takes true or false")] = (
         None
     )
-    num_shard: Annotated[int | None, Flag("tensor-parallel degree")] = None
-    master_addr: Annotated[str, Flag("torch.distributed rendezvous", refused=NOT_YET)] = "localhost"
-    master_port: Annotated[int, Flag("torch.distributed rendezvous", refused=NOT_YET)] = 29500
+    num_shard: Annotated[int | None, Flag("tensor-parallel degree: ranks of one engine")] = None
+    num_replicas: Annotated[int, Flag("engines beside each other, of --num-shard ranks each")] = 1
+    replica_slack: Annotated[
+        int, Flag("sequences an engine may have more than the least loaded, for a cached prefix")
+    ] = 8
+    nnodes: Annotated[int, Flag("machines that the ranks of the engine are spread over")] = 1
+    node_rank: Annotated[int, Flag("number of this machine, from 0; machine 0 serves HTTP")] = 0
+    master_addr: Annotated[str, Flag("address of machine 0, for the others")] = "localhost"
+    master_port: Annotated[int, Flag("port of machine 0 on which the others report")] = 29500
+    rendezvous_seconds: Annotated[int, Flag("wait of a rank for the others, at start")] = 120
     safe_port_range: Annotated[
         str | None, Flag("ports the server may open", env="SAGEMAKER_SAFE_PORT_RANGE", cli=False)
     ] = None
+
+    # recovery
+    standby: Annotated[bool, Flag("keep a second engine process, without weights, at hand")] = False
+    stall_seconds: Annotated[
+        float | None,
+        Flag("silence after which an engine is restarted; default: 30, or 10 of the worst step"),
+    ] = None
+    recovery_seconds: Annotated[
+        float | None,
+        Flag("restart after which health checks fail; default: 30, or 3 times the first start"),
+    ] = None
+    max_restarts: Annotated[int, Flag("restarts of an engine within 10 minutes")] = 10
 
     # limits of a request
     max_concurrent_requests: Annotated[int, Flag("sequences in flight; 429 beyond")] = 128
@@ -144,6 +164,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine_checks: Annotated[
         bool, Flag("end the engine when an invariant is broken (for tests)", cli=False)
     ] = False
+    fault: Annotated[
+        str | None, Flag("faults that the engine injects into itself (for tests)", hidden=True)
+    ] = None
     log_prompts: Annotated[bool, Flag("log prompt and generated text (for debugging)")] = False
     log_level: Annotated[str, Flag("trace, debug, info, warn or error", cli=False)] = "info"
     env: Annotated[bool, Flag("log the runtime environment at start", env="-", short="-e")] = False

@@ -5,13 +5,45 @@ out: the same with old names folded into new ones, or a `SettingsError` with exi
 message names the setting, the limit and the value. Next: `launch.py`.
 """
 
+import math
+from collections.abc import Callable
+
 import msgspec
 
-from serving.settings import NOT_YET, Settings, SettingsError, fields
+from serving import fault
+from serving.settings import Settings, SettingsError, fields
+from serving.settings_sharding import with_shard_count
+
+Number = int | float
+
+# Settings, their limit in words, and whether a value is within it.
+RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Number], bool]], ...] = (
+    (
+        (
+            "max_concurrent_requests", "max_best_of", "max_input_tokens", "max_total_tokens",
+            "max_client_batch_size", "payload_limit", "max_batch_prefill_tokens",
+            "max_batch_total_tokens", "max_batch_size", "validation_workers", "block_size",
+            "num_shard", "num_replicas", "nnodes", "rendezvous_seconds",
+        ),
+        "> 0",
+        lambda value: value > 0,
+    ),
+    (("max_restarts", "replica_slack", "node_rank"), ">= 0", lambda value: value >= 0),
+    (("cuda_memory_fraction", "watermark_gamma"), "> 0 and <= 1", lambda value: 0 < value <= 1),
+    (
+        ("max_request_seconds", "stall_seconds", "recovery_seconds"),
+        "> 0 and finite",
+        lambda value: 0 < value < math.inf,
+    ),
+    (("port", "master_port"), "between 0 and 65535", lambda value: 0 <= value <= 65535),
+)  # fmt: skip
 
 
-def checked(settings: Settings) -> Settings:
-    """Refuse what contradicts itself or is not implemented; fold old names into new ones."""
+def checked(settings: Settings, num_devices: int = 0) -> Settings:
+    """Refuse what contradicts itself or is not implemented; fold old names into new ones.
+
+    `num_devices` of this machine settle the number of shards where none is given; 0: unknown.
+    """
     defaults = Settings()
     for name, (flag, _) in fields().items():
         given = name in settings.origins
@@ -27,38 +59,19 @@ def checked(settings: Settings) -> Settings:
             settings, max_input_tokens=settings.max_input_length, origins=origins
         )
     _check_ranges(settings)
-    _check_sharding(settings)
-    return settings
+    _check_fault(settings)
+    return with_shard_count(settings, num_devices)
 
 
 def _check_ranges(settings: Settings) -> None:
-    at_least_one = (
-        "max_concurrent_requests", "max_best_of", "max_input_tokens", "max_total_tokens",
-        "max_client_batch_size", "payload_limit", "max_batch_prefill_tokens",
-        "max_batch_total_tokens", "max_batch_size", "validation_workers", "block_size",
-    )  # fmt: skip
-    for name in at_least_one:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise SettingsError(
-                f"`{name}` must be > 0. Given: {value} ({settings.origins[name]})", exit_code=1
-            )
-    for name in ("cuda_memory_fraction", "watermark_gamma"):
-        value = getattr(settings, name)
-        if not 0 < value <= 1:
-            raise SettingsError(
-                f"`{name}` must be > 0 and <= 1. Given: {value} ({settings.origins[name]})",
-                exit_code=1,
-            )
-    if settings.max_request_seconds is not None and not settings.max_request_seconds > 0:
-        raise SettingsError(
-            f"`max_request_seconds` must be > 0. Given: {settings.max_request_seconds}",
-            exit_code=1,
-        )
-    if not 0 <= settings.port <= 65535:
-        raise SettingsError(
-            f"`port` must be between 0 and 65535. Given: {settings.port}", exit_code=1
-        )
+    for names, limit, is_within in RANGES:
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None and not is_within(value):
+                raise SettingsError(
+                    f"`{name}` must be {limit}. Given: {value} ({settings.origins[name]})",
+                    exit_code=1,
+                )
     longest, total = settings.max_input_tokens, settings.max_total_tokens
     if longest is not None and total is not None and longest >= total:
         raise SettingsError(
@@ -67,9 +80,15 @@ def _check_ranges(settings: Settings) -> None:
         )
 
 
-def _check_sharding(settings: Settings) -> None:
-    if settings.num_shard is not None and settings.num_shard < 1:
-        raise SettingsError(f"`num_shard` must be > 0. Given: {settings.num_shard}", exit_code=1)
-    if settings.num_shard not in (None, 1) or settings.sharded:
-        name = "num_shard" if "num_shard" in settings.origins else "sharded"
-        raise SettingsError(f"{settings.origins[name]}: more than one shard {NOT_YET}", exit_code=1)
+def _check_fault(settings: Settings) -> None:
+    if settings.fault is None:
+        return
+    origin = settings.origins["fault"]
+    if not settings.engine_checks:
+        raise SettingsError(
+            f"{origin} is for tests: it is refused unless ENGINE_CHECKS=true", exit_code=1
+        )
+    try:
+        fault.parse(settings.fault)
+    except ValueError as error:
+        raise SettingsError(f"{origin}: {error}", exit_code=1) from error

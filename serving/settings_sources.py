@@ -5,7 +5,9 @@ checked `Settings`, or a `SettingsError` that names the flag or the variable. Ne
 `settings_checks.py`, then `launch.py`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -26,6 +28,7 @@ SAGEMAKER_NAMES = {
 }
 FALLBACK_NAMES = {"HF_API_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
 SAGEMAKER_PORT = 8080
+GPUS = Path("/proc/driver/nvidia/gpus")  # of the driver: one directory per GPU in the container
 PROGRAM = "text-generation-launcher"
 
 
@@ -45,6 +48,7 @@ def command() -> click.Command:
                 is_flag=is_switch,
                 default=None,
                 multiple=flag.repeatable,
+                hidden=flag.hidden,
                 help=_help_text(name, flag, getattr(defaults, name)),
             )
         )
@@ -84,7 +88,24 @@ def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             values[name] = ",".join(value) if isinstance(value, tuple) else value
             origins[name] = "--" + name.replace("_", "-")
-    return checked(Settings(**values, origins=origins))
+    return checked(Settings(**values, origins=origins), device_count(environ))
+
+
+def device_count(environ: Mapping[str, str], gpus: Path = GPUS) -> int:
+    """Number of GPUs that this process may use; 0 if there are none, or nobody knows."""
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return _listed(chosen)
+    chosen = environ.get("NVIDIA_VISIBLE_DEVICES", "")
+    if chosen in ("", "all", "void"):
+        return sum(1 for _ in gpus.iterdir()) if gpus.is_dir() else 0
+    return 0 if chosen == "none" else _listed(chosen)
+
+
+def _listed(devices: str) -> int:
+    """Entries of a list of devices; CUDA ignores everything from the first invalid one on."""
+    names = [name.strip() for name in devices.split(",")]
+    return len(list(itertools.takewhile(lambda name: name and name != "-1", names)))
 
 
 def _click_type(kind: Any) -> "click.ParamType[Any]":

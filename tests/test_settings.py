@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.settings import Settings, SettingsError, fields
-from serving.settings_sources import command, resolve
+from serving.settings_sources import command, device_count, resolve
 
 
 def error_of(argv: list[str], environ: dict[str, str] | None = None) -> SettingsError:
@@ -77,7 +78,8 @@ def test_sagemaker_names_win_over_native_ones() -> None:
 
 def test_empty_sagemaker_variables_are_unset() -> None:
     settings = resolve([], {"MODEL_ID": "native", "HF_MODEL_ID": "", "SM_NUM_GPUS": ""})
-    assert (settings.model_id, settings.num_shard) == ("native", None)
+    assert (settings.model_id, settings.num_shard) == ("native", 1)
+    assert settings.origins == {"model_id": "MODEL_ID"}
 
 
 def test_own_token_wins_over_older_spellings() -> None:
@@ -202,11 +204,98 @@ def test_values_of_variables_are_checked_too() -> None:
             ["--max-input-tokens", "10", "--max-input-length", "10"],
             "both --max-input-tokens and --max-input-length are set; give one",
         ),
-        (["--num-shard", "0"], "`num_shard` must be > 0. Given: 0"),
+        (["--num-shard", "0"], "`num_shard` must be > 0. Given: 0 (--num-shard)"),
+        (["--num-replicas", "0"], "`num_replicas` must be > 0. Given: 0 (--num-replicas)"),
+        (["--replica-slack", "-1"], "`replica_slack` must be >= 0. Given: -1"),
+        (["--rendezvous-seconds", "0"], "`rendezvous_seconds` must be > 0. Given: 0"),
+        (["--max-restarts", "-1"], "`max_restarts` must be >= 0. Given: -1"),
+        (["--stall-seconds", "0"], "`stall_seconds` must be > 0 and finite. Given: 0.0"),
+        (["--stall-seconds", "nan"], "`stall_seconds` must be > 0 and finite. Given: nan"),
+        (["--recovery-seconds", "inf"], "`recovery_seconds` must be > 0 and finite. Given: inf"),
+        (["--master-port", "65536"], "`master_port` must be between 0 and 65535. Given: 65536"),
+        (["--node-rank", "1"], "`node_rank` must be < `nnodes`, which is 1. Given: 1 (--node-rank"),
+        (["--nnodes", "2"], "--nnodes is not implemented yet; remove the flag"),
     ],
 )
 def test_contradictions_exit_with_1(argv: list[str], text: str) -> None:
     error = error_of(argv)
+    assert error.exit_code == 1
+    assert text in str(error)
+
+
+def gpu_directories(place: Path, count: int) -> Path:
+    for number in range(count):
+        (place / f"0000:0{number}:00.0").mkdir()
+    return place
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        ({}, 3),
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 3),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, 3),
+        ({"NVIDIA_VISIBLE_DEVICES": ""}, 3),
+        ({"NVIDIA_VISIBLE_DEVICES": "none"}, 0),
+        ({"NVIDIA_VISIBLE_DEVICES": "GPU-1a,GPU-2b"}, 2),
+        ({"NVIDIA_VISIBLE_DEVICES": "0,1", "CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0, 1,2,3"}, 4),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,2"}, 1),
+    ],
+)
+def test_device_count(environ: dict[str, str], count: int, tmp_path: Path) -> None:
+    assert device_count(environ, gpu_directories(tmp_path, 3)) == count
+
+
+def test_a_machine_without_a_driver_has_no_devices(tmp_path: Path) -> None:
+    assert device_count({"NVIDIA_VISIBLE_DEVICES": "all"}, tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "devices", "num_shard"),
+    [
+        # TGI's table
+        ([], "0,1,2,3", 4),
+        ([], "", 1),
+        (["--num-shard", "2"], "0,1,2,3", 2),
+        (["--num-shard", "2"], "", 2),
+        (["--sharded", "true"], "0,1", 2),
+        (["--sharded", "true", "--num-shard", "3"], "0,1,2,3", 3),
+        (["--sharded", "false"], "0,1", 1),
+        (["--sharded", "false", "--num-shard", "2"], "0,1", 2),
+        # with replicas, the devices are shared
+        (["--num-replicas", "2"], "0,1,2,3,4", 2),
+        (["--num-replicas", "2"], "0,1", 1),
+        (["--num-replicas", "4", "--num-shard", "2"], "0,1,2,3,4,5,6,7", 2),
+        (["--num-replicas", "3"], "", 1),
+    ],
+)
+def test_number_of_shards(argv: list[str], devices: str, num_shard: int) -> None:
+    assert resolve(argv, {"CUDA_VISIBLE_DEVICES": devices}).num_shard == num_shard
+
+
+def test_origin_of_a_counted_number_of_shards() -> None:
+    assert resolve([], {"CUDA_VISIBLE_DEVICES": "0,1"}).origins == {"num_shard": "device count"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "devices", "text"),
+    [
+        (["--sharded", "true"], "0", "`sharded` is true (--sharded), which needs more than one"),
+        (["--sharded", "true"], "", "0 devices were found"),
+        (["--sharded", "true", "--num-shard", "1"], "0,1", "`num_shard` is 1"),
+        (["--sharded", "true", "--num-replicas", "2"], "0,1,2", "3 devices were found"),
+        (
+            ["--num-shard", "2", "--num-replicas", "2"],
+            "0,1,2",
+            "`num_shard` 2 times `num_replicas` 2 needs 4 devices; there are 3",
+        ),
+        (["--num-replicas", "4"], "0,1", "needs 4 devices; there are 2"),
+    ],
+)
+def test_impossible_numbers_of_shards_exit_with_1(argv: list[str], devices: str, text: str) -> None:
+    error = error_of(argv, {"CUDA_VISIBLE_DEVICES": devices})
     assert error.exit_code == 1
     assert text in str(error)
 
@@ -248,7 +337,7 @@ def test_help_mentions_every_flag_and_its_variable() -> None:
     result = CliRunner().invoke(command(), ["--help"])
     words = result.output.replace("[", " ").replace("]", " ").replace(";", " ").split()
     for name, (flag, _) in fields().items():
-        if flag.cli:
+        if flag.cli and not flag.hidden:
             assert "--" + name.replace("_", "-") in words
             assert flag.env == "-" or (flag.env or name.upper()) in words
 

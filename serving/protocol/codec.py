@@ -6,10 +6,11 @@ the types raises `msgspec.ValidationError` here and never reaches the code behin
 
 import msgspec
 
-from serving.protocol.messages import Status, ToEngine, ToFront, ToLauncher
+from serving.protocol.messages import Assignment, Status, ToEngine, ToFront, ToLauncher
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_to_front = msgspec.msgpack.Decoder(ToFront).decode
 decode_to_launcher = msgspec.msgpack.Decoder(ToLauncher).decode
+decode_assignment = msgspec.msgpack.Decoder(Assignment).decode
 decode_status = msgspec.msgpack.Decoder(Status).decode
