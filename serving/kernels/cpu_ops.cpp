@@ -3,7 +3,7 @@
 // fp32 arithmetic, for float32, float16 and bfloat16. Threads are torch's own (at::parallel_for).
 // No result depends on the batch a row is in, nor on the number of threads: work is split by
 // constants, and merged in order. Next: cpu_ops_vectors.h (helpers), cpu_ops_decode.h (attention),
-// cpu_ops_scan.h (state spaces).
+// cpu_ops_scan.h (state spaces), cpu_ops_exchange.h (between ranks).
 
 #include "cpu_ops_vectors.h"
 
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cpu_ops_decode.h"
+#include "cpu_ops_exchange.h"
 #include "cpu_ops_scan.h"
 
 namespace serving_cpu {
@@ -250,6 +251,8 @@ TORCH_LIBRARY(serving_cpu, m) {
       "selective_scan_(Tensor x, Tensor steps, Tensor rates, Tensor b, Tensor c, Tensor(a!) pool,"
       " Tensor rows, Tensor starts) -> Tensor");
   m.def("greedy(Tensor logits) -> (Tensor ids, Tensor logprobs)");
+  m.def("exchange_sum_(Tensor(a!) x, Tensor region, int rank, int size) -> ()");
+  m.def("exchange_gather(Tensor x, Tensor region, int rank, int size) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(serving_cpu, CPU, m) {
@@ -261,6 +264,8 @@ TORCH_LIBRARY_IMPL(serving_cpu, CPU, m) {
   m.impl("paged_decode", &paged_decode);
   m.impl("selective_scan_", &selective_scan_);
   m.impl("greedy", &greedy);
+  m.impl("exchange_sum_", &exchange_sum_);
+  m.impl("exchange_gather", &exchange_gather);
 }
 
 }  // namespace serving_cpu

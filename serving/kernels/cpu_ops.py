@@ -23,7 +23,7 @@ import torch
 
 SOURCE = Path(__file__).with_name("cpu_ops.cpp")
 HEADERS = tuple(
-    SOURCE.with_name(name) for name in ("cpu_ops_vectors.h", "cpu_ops_decode.h", "cpu_ops_scan.h")
+    SOURCE.with_name(f"cpu_ops_{name}.h") for name in ("vectors", "decode", "scan", "exchange")
 )
 # No -ffast-math: the ops rely on infinities. -fopenmp is for compiling only: linking resolves the
 # OpenMP symbols through libtorch_cpu, so there is one thread pool, torch's own.

@@ -1,16 +1,13 @@
 """State-space models against transformers: logits and greedy tokens, in every way we compute."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from mamba_rig import Loaded, MambaRig, load
+from rank_group import Job, run_jobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,7 +25,6 @@ NEW_TOKENS = 32
 PROMPTS = [37, 1, 64, 90]  # lengths: inside a block, one token, block boundary, several blocks
 TOLERANCE = 1e-3
 ROOT = Path(__file__).parent.parent.parent
-RANK_SCRIPT = Path(__file__).parent / "mamba_ranks.py"
 Record = Callable[[str, str, float, bool], None]
 
 
@@ -200,22 +196,10 @@ def test_half_precision_is_as_exact_as_transformers(oracle: Oracle) -> None:
 
 
 def test_two_ranks_give_the_tokens_of_transformers(oracle: Oracle, tmp_path: Path) -> None:
-    job = {"checkpoint": str(oracle.path), "prompts": oracle.prompts[:3], "tokens": 12}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(RANK_SCRIPT.parent)])}
-    command = [sys.executable, str(RANK_SCRIPT)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path)], env=environ, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
-    tokens = json.loads((tmp_path / "tokens.json").read_text())
-    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
-    error = max(float((logits[i] - oracle.logits[i][:12]).abs().max()) for i in range(3))
-    agrees = tokens == [one[:12] for one in oracle.tokens[:3]]
+    (found,) = run_jobs("state_space", [Job(oracle.path, oracle.prompts[:3], 12)], tmp_path)
+    pairs = zip(found, oracle.logits[:3], strict=True)
+    error = max(float((one.logits - logits[:12]).abs().max()) for one, logits in pairs)
+    agrees = [one.tokens for one in found] == [tokens[:12] for tokens in oracle.tokens[:3]]
     oracle.record(oracle.variant, "two ranks", error, agrees)
     assert agrees
     assert error < TOLERANCE
