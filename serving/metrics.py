@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
@@ -107,6 +107,15 @@ class FrontMetrics:
         self._lengths["tgi_request_generated_tokens"].observe(tokens)
 
 
+def use_identity(name: str) -> None:
+    """Let this process go on with the counts of its namesake: an engine after a restart.
+
+    Without it every process has files of its own, one set more for each restart. Call it before
+    metrics are made.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: name)  # type: ignore[no-untyped-call]
+
+
 class EngineMetrics:
     """What engine rank 0 observes, each step; label children are looked up once, not per step."""
 
@@ -117,7 +126,9 @@ class EngineMetrics:
         self._batch_tokens = self._gauge(
             "tgi_batch_current_max_tokens", "Token capacity held by running sequences"
         )
-        self._kv_usage = self._gauge("tgi_kv_cache_usage_ratio", "Used share of the KV pool")
+        self._kv_usage = self._gauge(
+            "tgi_kv_cache_usage_ratio", "Used share of the KV pool (the fullest)", "max"
+        )
         self._next_size = Histogram(
             "tgi_batch_next_size",
             "Sequences that join at one step",
@@ -204,8 +215,9 @@ class EngineMetrics:
         """Count one engine start after the first; called once by an engine of a later epoch."""
         self._restarts.inc()
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, multiprocess_mode="mostrecent", registry=self._registry)
+    def _gauge(self, name: str, text: str, mode: Literal["sum", "max"] = "sum") -> Gauge:
+        """`mode`: what is shown of several engines."""
+        return Gauge(name, text, multiprocess_mode=mode, registry=self._registry)
 
     def _counters(self, name: str, text: str) -> dict[Method, Counter]:
         family = Counter(name, text, ["method"], registry=self._registry)

@@ -3,19 +3,22 @@
 Invariant: every block is in exactly one of three states: referenced by at least one sequence,
 cached (unreferenced, but holding a published prefix; least recently used first), or free. A cached
 block can be taken back by a sequence with the same prefix or evicted for a new one; a referenced
-block never moves. `check_idle()` asserts it. Called by `scheduler.py` only.
+block never moves. `check_idle()` asserts it. Called by `scheduler.py`; `loop.py` takes what changed
+in the prefix cache, for the routers in the front.
 """
 
 from collections import OrderedDict
-from hashlib import blake2b
 
-import numpy as np
+from serving.protocol.prefix_hash import block_digest, reusable_digests
 
 
 class BlockManager:
     """Reference-counted blocks with a prefix cache of chained hashes over full blocks."""
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, prefix_caching: bool, record_changes: bool = False
+    ) -> None:
+        """`record_changes`: keep what `take_changes` returns; somebody must take it."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._prefix_caching = prefix_caching
@@ -24,6 +27,9 @@ class BlockManager:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
+        self._record_changes = record_changes
+        self._new: set[bytes] = set()  # published since the changes were taken, and still here
+        self._gone: set[bytes] = set()  # evicted since, and not published again
 
     @property
     def num_available(self) -> int:
@@ -35,16 +41,12 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def match(self, token_ids: list[int]) -> tuple[list[int], list[bytes]]:
-        """Longest cached prefix: (its blocks, their digests). References nothing yet.
-
-        At least one token is left to compute, because its logits are wanted.
-        """
+        """Longest cached prefix: (its blocks, their digests). References nothing yet."""
         blocks: list[int] = []
         digests: list[bytes] = []
         if not self._prefix_caching:
             return blocks, digests
-        for index in range((len(token_ids) - 1) // self.block_size):
-            digest = self._digest(token_ids, index, digests)
+        for digest in reusable_digests(token_ids, self.block_size):
             block = self._block_of.get(digest)
             if block is None:
                 break
@@ -72,7 +74,7 @@ class BlockManager:
             block = self._free.pop()
         else:
             block, _ = self._cached.popitem(last=False)
-            del self._block_of[self._digest_of.pop(block)]
+            self._unpublish(block)
         self._references[block] = 1
         return block
 
@@ -83,12 +85,15 @@ class BlockManager:
         if not self._prefix_caching:
             return
         for index in range(len(digests), num_computed // self.block_size):
-            digest = self._digest(token_ids, index, digests)
+            start = index * self.block_size
+            parent = digests[-1] if digests else b""
+            digest = block_digest(parent, token_ids[start : start + self.block_size])
             digests.append(digest)
             # Two sequences may compute the same prefix at once; the first one's block is kept.
             if digest not in self._block_of:
                 self._block_of[digest] = blocks[index]
                 self._digest_of[blocks[index]] = digest
+                self._record(digest, now_in=self._new, before_in=self._gone)
 
     def release(self, blocks: list[int]) -> None:
         """A sequence is done with its blocks. Tails are evicted before the prefixes they need."""
@@ -109,9 +114,27 @@ class BlockManager:
         assert states == list(range(self.num_blocks)), "blocks were lost or doubled"
         assert set(self._digest_of) == set(self._cached), "a published block is not cached"
 
-    def _digest(self, token_ids: list[int], index: int, digests: list[bytes]) -> bytes:
-        """Hash of all tokens up to the end of block `index`, chained over `digests`."""
-        start = index * self.block_size
-        tokens = np.array(token_ids[start : start + self.block_size], dtype=np.int32)
-        parent = digests[index - 1] if index else b""
-        return blake2b(parent + tokens.tobytes(), digest_size=16).digest()
+    def cached_digests(self) -> list[bytes]:
+        """Every prefix that `match` can find now."""
+        return list(self._block_of)
+
+    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
+        """(published, evicted) since the last call: net changes, so no digest is in both."""
+        changes = list(self._new), list(self._gone)
+        self._new.clear()
+        self._gone.clear()
+        return changes
+
+    def _unpublish(self, block: int) -> None:
+        digest = self._digest_of.pop(block)
+        del self._block_of[digest]
+        self._record(digest, now_in=self._gone, before_in=self._new)
+
+    def _record(self, digest: bytes, now_in: set[bytes], before_in: set[bytes]) -> None:
+        """Note a change; two opposite ones since the last report are none."""
+        if not self._record_changes:
+            return
+        if digest in before_in:
+            before_in.remove(digest)
+        else:
+            now_in.add(digest)

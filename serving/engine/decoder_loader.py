@@ -73,7 +73,7 @@ def load_decoder(
     source = Checkpoint(path, dtype, device)
     shapes = expected_shapes(spec, names)
     source.check(shapes, names)
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize // shard.size
     limit_threads(device, weight_bytes)
     matmul = matmul_factory(device, dtype)
     with freed_memory_returned(), torch.inference_mode():

@@ -55,6 +55,10 @@ class Guidance:
         """Sequences that wait for their grammar."""
         return len(self._pending)
 
+    def is_pending(self, key: SequenceKey) -> bool:
+        """Whether this sequence waits for its grammar."""
+        return key in self._pending
+
     def prepare(self, sequence: Sequence) -> None:
         """Begin to compile the grammar of `sequence`; `prepared()` gives it back."""
         grammar = sequence.request.grammar

@@ -1,7 +1,8 @@
 """Sizes the KV and state pools from measured memory, makes their tensors, prints the ledger.
 
-Called by `process.py` after the weights are loaded and the worst step has been measured. The pool
-is touched once at start: memory that the server has declared ready is really there.
+Runs in every rank. Called by `limits.py` and `warm_up.py` after the weights are loaded. The pool is
+touched once at start: memory that the server has declared ready is really there. Next:
+`pool_memory.py`.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from serving.engine.pool_memory import PoolMemory
 from serving.errors import StartupError
 from serving.layers.attention import KvLayer
 
@@ -40,7 +42,7 @@ class PoolShape(Protocol):
     def row_bytes(self) -> int:
         """Bytes of one sequence over all layers, beside its blocks."""
 
-    def allocate_layer(self, num_blocks: int, rows: int, device: torch.device) -> Any:
+    def allocate_layer(self, num_blocks: int, rows: int, memory: PoolMemory) -> Any:
         """Zeroed pool of one layer, as the model's `forward` takes it."""
 
 
@@ -71,22 +73,28 @@ class KvShape:
         """A sequence has nothing but its blocks."""
         return 0
 
-    def allocate_layer(self, num_blocks: int, rows: int, device: torch.device) -> KvLayer:
+    def allocate_layer(self, num_blocks: int, rows: int, memory: PoolMemory) -> KvLayer:
         """Zeroed keys and values of one layer."""
-
-        def filled(dim: int) -> torch.Tensor:
-            size = (num_blocks, self.kv_heads, self.block_size, dim)
-            return torch.empty(size, dtype=self.dtype, device=device).zero_()
-
-        return KvLayer(*map(filled, self.dims))
+        size = (num_blocks, self.kv_heads, self.block_size)
+        return KvLayer(*(memory.zeros((*size, dim), self.dtype) for dim in self.dims))
 
 
-def allocate(shape: PoolShape, num_blocks: int, device: torch.device, rows: int = 0) -> list[Any]:
+def allocate(
+    shape: PoolShape,
+    num_blocks: int,
+    device: torch.device,
+    rows: int = 0,
+    in_background: bool = False,
+) -> list[Any]:
     """Zeroed pool of `num_blocks` blocks and `rows` rows: one entry per layer.
 
-    `rows` counts only where a shape has `row_bytes`.
+    `rows` counts only where a shape has `row_bytes`. `in_background`: the pool may be used while
+    its memory is still being taken. Raises what a lack of memory raises (`out_of_memory.py`).
     """
-    return [shape.allocate_layer(num_blocks, rows, device) for _ in range(shape.layers)]
+    memory = PoolMemory(device)
+    pool = [shape.allocate_layer(num_blocks, rows, memory) for _ in range(shape.layers)]
+    memory.populate(in_background)
+    return pool
 
 
 def affordable_rows(shape: PoolShape, free_bytes: int, fraction: float, wanted: int) -> int:
@@ -150,17 +158,6 @@ def resident_memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_capacity(num_blocks: int, block_size: int, needed_tokens: int, what: str) -> None:
-    """Raise `StartupError` if the pool cannot hold one sequence of the longest length."""
-    if num_blocks * block_size < needed_tokens:
-        raise StartupError(
-            "kv cache",
-            f"not enough memory to handle {what} {needed_tokens}: "
-            f"the KV pool holds {num_blocks * block_size} tokens",
-            "lower --max-total-tokens, give the process more memory, or take a smaller model",
-        )
-
-
 def log_ledger(entries: dict[str, int]) -> None:
     """One line with every part of the memory, in GiB."""
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in entries.items())
@@ -175,18 +172,32 @@ def _meminfo(key: str) -> int:
     raise StartupError("kv cache", f"/proc/meminfo has no {key}", "run on Linux with /proc mounted")
 
 
-def _cgroup_headroom() -> int | None:
-    """Bytes left below the container's memory limit, or None where there is no limit."""
-    for limit_file, usage_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+def _cgroup_headroom(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left below the container's memory limit, or None where there is no limit.
+
+    File pages that nobody has used for long (weights that were read) count as free: they give way.
+    """
+    for limit_file, usage_file, stat_file, idle_files in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
     ):
-        limit_path, usage_path = (
-            Path("/sys/fs/cgroup", limit_file),
-            Path("/sys/fs/cgroup", usage_file),
-        )
-        if limit_path.exists() and usage_path.exists():
-            limit = limit_path.read_text().strip()
-            if limit.isdigit():
-                return max(int(limit) - int(usage_path.read_text()), 0)
+        if not (root / limit_file).exists() or not (root / usage_file).exists():
+            continue
+        limit = (root / limit_file).read_text().strip()
+        if limit.isdigit():
+            used = int((root / usage_file).read_text())
+            return max(int(limit) - used + _stat(root / stat_file, idle_files), 0)
     return None
+
+
+def _stat(path: Path, key: str) -> int:
+    """The value of one line `key value` of a statistics file; 0 if there is none."""
+    if not path.exists():
+        return 0
+    values = dict(line.split() for line in path.read_text().splitlines())
+    return int(values.get(key, 0))

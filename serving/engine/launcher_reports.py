@@ -1,26 +1,42 @@
-"""The engine's end of the pipe to the launcher: which phase has begun, started, or why it died.
+"""A rank's end of the pipe to the launcher: phases, signs of life, trials, its last words.
 
-Used by `process.py`. Each message goes behind its length (4 bytes, little endian).
+Used by `process.py` and the loops. Each message goes behind its length (4 bytes, little endian).
+Written before the next thing is done, so that the launcher has it whatever happens then.
 """
 
 import logging
 import os
 import struct
 import time
+from collections.abc import Callable
 
+from serving.engine.sequence import SequenceKey
 from serving.protocol import codec
-from serving.protocol.messages import Crash, Progress, Started
+from serving.protocol.messages import (
+    Alive,
+    Crash,
+    Limits,
+    Progress,
+    SequenceName,
+    Started,
+    ToLauncher,
+    Trial,
+    TrialOver,
+)
 
 log = logging.getLogger(__name__)
+ALIVE_SECONDS = 0.25  # between two signs of life, at least
 
 
 class LauncherReports:
     """Writes to an inherited file descriptor; remembers the current phase."""
 
     def __init__(self, fd: int) -> None:
+        self.on_begin: Callable[[str], None] | None = None  # told of every phase, before its work
         self._fd = fd
         self._phase = "engine start"
         self._since = time.monotonic()
+        self._alive_due = 0.0
 
     @property
     def phase(self) -> str:
@@ -33,15 +49,32 @@ class LauncherReports:
         log.info("phase '%s' took %.2f s; next '%s'", self._phase, now - self._since, phase)
         self._phase, self._since = phase, now
         self._send(Progress(phase))
+        if self.on_begin is not None:
+            self.on_begin(phase)
 
-    def started(self, epoch: int) -> None:
-        """The mailbox is open."""
-        self._send(Started(epoch))
+    def started(self, epoch: int, limits: Limits, worst_step_seconds: float) -> None:
+        """Every phase is done."""
+        self._send(Started(epoch, limits, worst_step_seconds))
 
-    def crash(self, cause: str, remedy: str) -> None:
+    def alive(self) -> None:
+        """A forward pass was completed; said a few times in a second at most."""
+        now = time.monotonic()
+        if now >= self._alive_due:
+            self._alive_due = now + ALIVE_SECONDS
+            self._send(Alive())
+
+    def trial(self, key: SequenceKey) -> None:
+        """This suspect is about to run alone."""
+        self._send(Trial(SequenceName(*key)))
+
+    def trial_over(self) -> None:
+        """The suspect has got its token, or has gone."""
+        self._send(TrialOver())
+
+    def crash(self, cause: str, remedy: str, out_of_memory: bool = False) -> None:
         """The process is about to exit."""
-        self._send(Crash(self._phase, cause, remedy))
+        self._send(Crash(self._phase, cause, remedy, out_of_memory))
 
-    def _send(self, message: Progress | Started | Crash) -> None:
+    def _send(self, message: ToLauncher) -> None:
         payload = codec.encode(message)
         os.write(self._fd, struct.pack("<I", len(payload)) + payload)

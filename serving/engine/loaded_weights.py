@@ -25,7 +25,7 @@ class LoadedWeights(Generic[Model_co]):
 
     decoder: Model_co
     dtype: torch.dtype
-    weight_bytes: int
+    weight_bytes: int  # on this rank
     padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
 
 

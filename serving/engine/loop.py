@@ -9,17 +9,19 @@ import time
 from collections import defaultdict
 
 from serving.engine.guidance import Guidance
+from serving.engine.intake import Intake
+from serving.engine.life_signs import LifeSigns, Runner
+from serving.engine.load_reports import LoadReports
 from serving.engine.mailbox import Mailbox
-from serving.engine.model_runner import ModelRunner
+from serving.engine.out_of_memory import is_out_of_memory
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.step_metrics import StepMetrics, StepTimes
-from serving.protocol.messages import Abort, Delta, EngineInfo, FailureKind, Generate
+from serving.protocol.messages import Delta
 
 log = logging.getLogger(__name__)
 IDLE_POLL_MS = 100
 COMPILING_POLL_MS = 1
-OVERLOADED = "Model is overloaded"
 
 
 class EngineLoop:
@@ -27,26 +29,33 @@ class EngineLoop:
 
     def __init__(
         self,
-        mailbox: Mailbox,
+        intake: Intake,
         scheduler: Scheduler,
-        runner: ModelRunner,
         guidance: Guidance,
+        runner: Runner,
+        mailbox: Mailbox,
+        life: LifeSigns,
         metrics: StepMetrics,
-        info: EngineInfo,
-        max_live: int,
-        check_idle: bool,
-        start_token_ids: tuple[int, ...] = (),
+        loads: LoadReports | None = None,
+        repeats_steps: bool = True,
+        check_idle: bool = False,
     ) -> None:
-        """`max_live`: admission limit over all front workers; `check_idle`: assert no leaks."""
-        self._mailbox = mailbox
+        """`loads`: only with siblings; `check_idle`: assert that nothing leaks.
+
+        `repeats_steps`: a step that ran out of memory is run again, smaller. Not with several
+        ranks, of which others may wait in the middle of the step.
+        """
+        self._intake = intake
         self._scheduler = scheduler
-        self._runner = runner
         self._guidance = guidance
+        self._runner = runner
+        self._mailbox = mailbox
+        self._life = life
         self._metrics = metrics
-        self._info = info
-        self._max_live = max_live
+        self._loads = loads
+        self._repeats_steps = repeats_steps
         self._check_idle = check_idle
-        self._start_token_ids = start_token_ids
+        self._was_busy = False
         self._running = True
 
     def stop(self) -> None:
@@ -61,21 +70,35 @@ class EngineLoop:
 
     def turn(self) -> None:
         """One step, or a short wait for messages when there is nothing to do."""
-        self._receive(self._poll_ms())
-        self._begin_prepared()
-        self._refuse_overdue()
+        self._intake.turn(self._poll_ms())
+        if self._intake.must_wait or not self._step():
+            self._life.prove_if_due()
+        if not self._scheduler.num_live and self._was_busy:
+            self._rest()
+        self._was_busy = self._scheduler.num_live > 0
+        if self._loads is not None:
+            self._loads.send_if_due(self._intake.num_live)
+
+    def _step(self) -> bool:
+        """Run the next step; False if there is none."""
         started = time.perf_counter()
         plan = self._scheduler.schedule()
         if plan is None:
-            return
+            return False
+        self._was_busy = True
         masks = self._guidance.masks(self._scheduler.sampling())
         scheduled = time.perf_counter()
-        result = self._runner.execute(plan, masks)
+        try:
+            result = self._runner.execute(plan, masks)
+        except Exception as error:
+            self._set_back(error)
+            return True
         executed = time.perf_counter()
         deltas = self._scheduler.complete(result.choice)
         completed = time.perf_counter()
         self._reply(deltas)
         replied = time.perf_counter()
+        self._life.step_done()
         self._metrics.observe(
             self._scheduler,
             StepTimes(
@@ -86,8 +109,7 @@ class EngineLoop:
                 reply=replied - completed,
             ),
         )
-        if not self._scheduler.num_live:
-            self._rest()
+        return True
 
     def _poll_ms(self) -> int:
         """How long to wait for messages if there are none."""
@@ -95,79 +117,30 @@ class EngineLoop:
             return 0
         return COMPILING_POLL_MS if self._guidance.num_pending else IDLE_POLL_MS
 
-    def _begin_prepared(self) -> None:
-        """Schedule the sequences whose grammar is compiled, refuse those whose is not valid."""
-        for sequence, fault in self._guidance.prepared():
-            if fault is None:
-                self._scheduler.add(sequence)
-            else:
-                self._fail(sequence, "validation", fault)
+    def _set_back(self, error: Exception) -> None:
+        """Undo a step for which memory was lacking, and make the next ones smaller.
 
-    def _refuse_overdue(self) -> None:
-        for sequence in self._scheduler.overdue():
-            self._fail(sequence, "overloaded", OVERLOADED)
-
-    def _fail(self, sequence: Sequence, kind: FailureKind, message: str) -> None:
-        worker, sequence_id = sequence.key
-        self._mailbox.send_failed(worker, sequence_id, kind, message)
-
-    def _rest(self) -> None:
-        """The last sequence has ended."""
-        self._metrics.observe_sizes(self._scheduler)
-        if self._check_idle:
-            self._scheduler.blocks.check_idle()
-
-    def _receive(self, timeout_ms: int) -> None:
-        had_work = self._scheduler.num_live > 0
-        for worker, message in self._mailbox.receive(timeout_ms):
-            if isinstance(message, Abort):
-                self._guidance.forget((worker, message.sequence_id))
-                self._scheduler.abort((worker, message.sequence_id))
-            else:
-                self._accept(worker, message)
-        while self._mailbox.lost_workers:
-            worker = self._mailbox.lost_workers.pop()
-            log.warning("front worker %s is gone; its sequences are dropped", worker.hex())
-            self._guidance.forget_worker(worker)
-            self._scheduler.abort_worker(worker)
-        if had_work and not self._scheduler.num_live:
-            self._rest()
-
-    def _accept(self, worker: bytes, request: Generate) -> None:
-        sequence = Sequence.from_request(worker, request, self._start_token_ids)
-        live = self._scheduler.num_live + self._guidance.num_pending
-        fault = fault_of(request, self._info)
-        if live >= self._max_live and not request.resume_token_ids:
-            self._fail(sequence, "overloaded", OVERLOADED)
-        elif fault:
-            self._fail(sequence, "validation", fault)
-        elif request.grammar is not None:
-            self._guidance.prepare(sequence)
-        else:
-            self._scheduler.add(sequence)
+        Raises `error` if it is another one, or if steps cannot be smaller.
+        """
+        self._metrics.observe_failure(self._scheduler)
+        if not (self._repeats_steps and is_out_of_memory(error) and self._scheduler.can_shrink):
+            raise error
+        self._scheduler.retract()
+        log.warning("a step ran out of memory and is run again, smaller: %s", error)
 
     def _reply(self, deltas: list[tuple[Sequence, Delta]]) -> None:
         by_worker: defaultdict[bytes, list[Delta]] = defaultdict(list)
         for sequence, delta in deltas:
             if sequence.guide is not None and sequence.guide.error is not None:
                 self._scheduler.abort(sequence.key)
-                self._fail(sequence, "validation", sequence.guide.error)
+                self._intake.fail(sequence, "validation", sequence.guide.error)
             else:
                 by_worker[sequence.key[0]].append(delta)
         for worker, own in by_worker.items():
             self._mailbox.send_step(worker, own)
 
-
-def fault_of(request: Generate, info: EngineInfo) -> str | None:
-    """Why the engine cannot run this request; the front has validated it, a bug might not have."""
-    tokens = request.prompt_token_ids + request.resume_token_ids
-    if not tokens:
-        return "`inputs` has no tokens"
-    if not 0 <= min(tokens) <= max(tokens) < info.vocab_size:
-        return (
-            f"token ids must be >= 0 and < {info.vocab_size}. Given: {min(tokens)}..{max(tokens)}"
-        )
-    total = len(request.prompt_token_ids) + request.stop.max_new_tokens
-    if total > info.max_total_tokens:
-        return f"prompt and new tokens must be <= {info.max_total_tokens}. Given: {total}"
-    return None
+    def _rest(self) -> None:
+        """The last sequence has ended."""
+        self._metrics.observe_sizes(self._scheduler)
+        if self._check_idle:
+            self._scheduler.blocks.check_idle()

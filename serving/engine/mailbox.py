@@ -1,12 +1,12 @@
 """The engine's end of the wire: a ROUTER socket that every front worker connects to.
 
 Rank 0 only. In come Hello, Generate and Abort; out go Ready, at most one Step per worker and step,
-and Failed. `loop.py` polls it between steps. A worker that is gone is noticed when a message to it
-cannot be delivered, and its sequences are reported so that they are freed.
+Failed and Load. `intake.py` polls it between steps. A worker that is gone is noticed when a message
+to it cannot be delivered, and its sequences are reported so that they are freed.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from serving.protocol.messages import (
     FailureKind,
     Generate,
     Hello,
+    Load,
     Ready,
     Step,
 )
@@ -43,6 +44,8 @@ class Mailbox:
         # A worker must be able to fall far behind without stopping the engine.
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.bind(f"ipc://{path}")
+        self._workers: set[bytes] = set()
+        self.newcomers: set[bytes] = set()  # workers that were greeted; whoever handles them clears
         self.lost_workers: set[bytes] = set()
 
     def receive(self, timeout_ms: int) -> Iterator[tuple[bytes, Generate | Abort]]:
@@ -68,6 +71,20 @@ class Mailbox:
         """One sequence has ended without a result."""
         self._send(worker, codec.encode(Failed(self._epoch, sequence_id, kind, message)))
 
+    def send_load(
+        self,
+        num_live: int,
+        published: list[bytes],
+        evicted: list[bytes],
+        only: set[bytes] | None = None,
+        but: Collection[bytes] = (),
+    ) -> None:
+        """What routers must know, to all workers, or `only` to some, or to all `but` some."""
+        payload = codec.encode(Load(self._epoch, num_live, published, evicted))
+        for worker in list(self._workers if only is None else only):
+            if worker not in but:
+                self._send(worker, payload)
+
     def close(self) -> None:
         """Send what is queued (for at most a second) and close."""
         self._socket.close()
@@ -77,6 +94,8 @@ class Mailbox:
         if hello.version != PROTOCOL_VERSION:
             log.error("front worker speaks protocol %d, not %d", hello.version, PROTOCOL_VERSION)
             return
+        self._workers.add(worker)
+        self.newcomers.add(worker)
         self._send(worker, self._ready)
 
     def _send(self, worker: bytes, payload: bytes) -> None:
@@ -85,6 +104,8 @@ class Mailbox:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            self._workers.discard(worker)
+            self.newcomers.discard(worker)
             self.lost_workers.add(worker)
 
     def _decode(self, worker: bytes, payload: bytes) -> Hello | Generate | Abort | None:

@@ -47,7 +47,7 @@ def load_mamba(
     embedding = source.present(names.embeddings)
     shapes = expected_shapes(spec, names, embedding)
     source.check(shapes, checked_names(names, embedding))
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize // shard.size
     limit_threads(device, weight_bytes)
     matmul = matmul_factory(device, dtype)
     with freed_memory_returned(), torch.inference_mode():

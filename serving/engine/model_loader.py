@@ -17,13 +17,14 @@ from serving.engine import transformers_loader as undeclared
 from serving.engine.kv_cache import KvShape, PoolShape
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.loaded_weights import LoadedWeights
-from serving.kernels.dispatch import choose_ops
+from serving.errors import StartupError
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.causal_model import CausalModel, SequenceTraits
 from serving.models.encoder_decoder_spec import EncoderDecoderFamily
 from serving.models.mamba_spec import MambaFamily
 from serving.models.registry import encoder_decoder_of, family_of, model_types, state_space_of
+from serving.models.sharding import AnySpec, check_divides
 from serving.models.spec import Config, Family
 from serving.models.weights import Checkpoint
 from serving.settings import Settings
@@ -41,10 +42,11 @@ class LoadedModel:
     ops: TorchOps
     device: torch.device
     dtype: torch.dtype
-    weight_bytes: int
+    weight_bytes: int  # on this rank
     context_length: int
     end_token_ids: list[int]
     padded_rows: Callable[[int], int]  # row counts that its matmuls are run with
+    shard: ShardContext
     traits: SequenceTraits = field(default_factory=SequenceTraits)
 
 
@@ -68,15 +70,17 @@ class LoadPlan:
 
 
 def load_model(
-    settings: Settings, path: Path, shard: ShardContext, reports: LauncherReports
+    settings: Settings,
+    path: Path,
+    shard: ShardContext,
+    device: torch.device,
+    ops: TorchOps,
+    reports: LauncherReports,
 ) -> LoadedModel:
     """Read configuration and weights of this rank."""
     reports.begin(model_files.PHASE)
     config = model_files.read_config(path, settings)
     plan = _plan(Start(settings, config, path, shard))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reports.begin("kernels")
-    ops = choose_ops(device, settings.disable_custom_kernels)
     reports.begin("weights")
     weights, shape = plan.load(ops, device)
     return LoadedModel(
@@ -89,6 +93,7 @@ def load_model(
         context_length=plan.context_length,
         end_token_ids=model_files.end_token_ids(path, config),
         padded_rows=weights.padded_rows,
+        shard=shard,
         traits=plan.traits,
     )
 
@@ -108,6 +113,7 @@ def _decoder(family: Family, start: Start) -> LoadPlan:
     """A declared decoder."""
     settings, config, path, shard = start.settings, start.config, start.path, start.shard
     spec = model_files.read_spec(family, config)
+    _check_divides(spec, shard)
     context_length = decoder_loader.context_length(path, config, spec, settings)
 
     def load(ops: TorchOps, device: torch.device) -> tuple[LoadedWeights[CausalModel], PoolShape]:
@@ -126,6 +132,7 @@ def _encoder_decoder(family: EncoderDecoderFamily, start: Start) -> LoadPlan:
     """An encoder-decoder."""
     settings, config, path, shard = start.settings, start.config, start.path, start.shard
     spec = model_files.read_spec(family, config)
+    _check_divides(spec, shard)
     traits = seq2seq_loader.read_traits(path, config, spec.vocab_size)
     starts = len(traits.start_token_ids)
 
@@ -145,6 +152,7 @@ def _state_space(family: MambaFamily, start: Start) -> LoadPlan:
     """A state-space model."""
     settings, config, path, shard = start.settings, start.config, start.path, start.shard
     spec = model_files.read_spec(family, config)
+    _check_divides(spec, shard)
 
     def load(ops: TorchOps, device: torch.device) -> tuple[LoadedWeights[CausalModel], PoolShape]:
         dtype = model_dtype(settings, config, path)
@@ -168,6 +176,14 @@ def _undeclared(start: Start) -> LoadPlan:
         return weights, KvShape(spec.layers, spec.kv_heads, size, spec.head_dim, weights.dtype)
 
     return LoadPlan(model_files.context_length(path, limits, settings), load)
+
+
+def _check_divides(spec: AnySpec, shard: ShardContext) -> None:
+    try:
+        check_divides(spec, shard.size)
+    except ValueError as error:
+        remedy = "choose one of these for --num-shard"
+        raise StartupError(model_files.PHASE, str(error), remedy) from error
 
 
 def model_dtype(settings: Settings, config: Config, path: Path) -> torch.dtype:

@@ -1,7 +1,8 @@
 """Runs one plan on this rank: arrays to the device, forward pass, logits, chosen tokens.
 
-Every rank has one and executes the same plans. `loop.py` calls `execute()`; the model behind it is
-`models/decoder.py`, the choice is `sampler.py`.
+Every rank has one and runs the same plans: rank 0 by `execute()`, which samples, the others by
+`follow()`. Called by `loop.py` and `follower.py`; the model behind it is `models/decoder.py`, the
+choice is `sampler.py`.
 """
 
 import time
@@ -51,6 +52,7 @@ class ModelRunner:
         self._sampler = sampler
         self._device = device
         self._padded_rows = padded_rows
+        self._undecided = np.empty(0, np.int64)  # rows whose last token this rank was not told yet
 
     @torch.inference_mode()
     def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
@@ -60,12 +62,27 @@ class ModelRunner:
         """
         arrays = self._table.apply(plan)
         started = time.perf_counter()
-        choice = self._run(arrays, masks)
+        logits, prompt_logprobs = self._forward(arrays)
+        choice = self._choose(logits, arrays.sample_rows, masks)
+        if prompt_logprobs:
+            choice = replace(choice, prompt_logprobs=prompt_logprobs)
         seconds = time.perf_counter() - started
-        self._table.append(arrays.sample_rows, np.array(choice.token_ids, np.int64))
+        self._append(arrays.sample_rows, choice.token_ids)
         return StepResult(choice, seconds)
 
-    def _run(self, arrays: StepArrays, masks: TokenMasks | None) -> Choice:
+    @torch.inference_mode()
+    def follow(self, plan: Plan, chosen: list[int]) -> None:
+        """Run this rank's part of a step; `chosen`: tokens that rank 0 chose in the last one."""
+        self._append(self._undecided, chosen)
+        arrays = self._table.apply(plan)
+        self._forward(arrays)
+        self._undecided = arrays.sample_rows
+
+    def _append(self, rows: Ints, token_ids: list[int]) -> None:
+        self._table.append(rows, np.array(token_ids, np.int64))
+
+    def _forward(self, arrays: StepArrays) -> tuple[torch.Tensor | None, dict[int, list[float]]]:
+        """Logits [samples, vocabulary], if there are samples, and the scores of prompts by row."""
         tokens, samples = len(arrays.token_ids), len(arrays.sample_rows)
         width = self._padded_rows(tokens)
         batch = self._attention_batch(arrays, width)
@@ -73,13 +90,16 @@ class ModelRunner:
         hidden = self._decoder.forward(ids, self._kv, batch)
         prompt_logprobs = {chunk.row: self._score(hidden, chunk) for chunk in arrays.scored_chunks}
         if not samples:
-            return Choice([], [], [], [], prompt_logprobs)
+            return None, prompt_logprobs
         if samples < tokens:
             index = _pad(arrays.sample_index, self._padded_rows(samples), 0)
             hidden = hidden[self._to_device(index)]
-        logits = self._decoder.logits(hidden)[:samples]
-        choice = self._sampler.choose(logits, self._table, arrays.sample_rows, masks)
-        return replace(choice, prompt_logprobs=prompt_logprobs) if prompt_logprobs else choice
+        return self._decoder.logits(hidden)[:samples], prompt_logprobs
+
+    def _choose(self, logits: torch.Tensor | None, rows: Ints, masks: TokenMasks | None) -> Choice:
+        if logits is None:
+            return Choice([], [], [], [])
+        return self._sampler.choose(logits, self._table, rows, masks)
 
     def _score(self, hidden: torch.Tensor, chunk: ScoredChunk) -> list[float]:
         """Log-probabilities of the tokens behind the chunk's; `hidden` [tokens, hidden]."""

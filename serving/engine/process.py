@@ -1,90 +1,161 @@
-"""Start-up of one engine rank: device, configuration, weights, warm-up, KV pool, mailbox, loop.
+"""Start-up of one rank: device, rendezvous, configuration, weights, warm-up, KV pool, loop.
 
-Entry point `python -m serving.engine`. The order matters: memory is measured only after the worst
-step has run, and the mailbox opens only after a forward pass has. Progress and the reason of a
-failure go to the launcher through a pipe (`launcher_reports.py`). Next: `loop.py`.
+Called by `__main__.py` once the rank knows what it is to be. The order matters: ranks meet before
+anything takes long, memory is measured only after the worst step has run, and the mailbox opens
+only after a forward pass has. Progress and the reason of a failure go to the launcher through a
+pipe (`launcher_reports.py`). Next: `loop.py` on rank 0, `follower.py` on the others.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from prometheus_client import CollectorRegistry
 
-from serving.engine import kv_cache
-from serving.engine.batch import RowTable
+from serving import fault
+from serving.engine import faulty, limits, plan_channel, ranks, warm_up
 from serving.engine.block_manager import BlockManager
+from serving.engine.follower import FollowerLoop
 from serving.engine.grammar_compiler import GrammarCompiler
 from serving.engine.guidance import Guidance
+from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
-from serving.engine.limits import Limits, measure_limits
+from serving.engine.leading_runner import LeadingRunner
+from serving.engine.life_signs import LifeSigns, Runner
+from serving.engine.load_reports import LoadReports
 from serving.engine.loop import EngineLoop
 from serving.engine.mailbox import Mailbox
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.engine.model_runner import ModelRunner
+from serving.engine.ranks import Place, RankGroup
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
 from serving.engine.watermark import Watermark
-from serving.layers.parallel import SINGLE
-from serving.metrics import EngineMetrics
-from serving.protocol.messages import EngineInfo
+from serving.kernels.dispatch import choose_ops
+from serving.metrics import EngineMetrics, use_identity
+from serving.protocol.messages import Assignment, EngineInfo, Limits
 from serving.settings import Settings
 
 
-def build_loop(
-    settings: Settings,
-    model_path: Path,
-    run_dir: Path,
-    epoch: int,
-    reports: LauncherReports,
-) -> EngineLoop:
-    """Run every start-up phase and return the loop, its mailbox open. Raises `StartupError`."""
-    model = load_model(settings, model_path, SINGLE, reports)
-    reports.begin("warm-up")
-    limits = measure_limits(settings, model)
+@dataclass(frozen=True)
+class RankStart:
+    """What a rank process is given: the same on all ranks but for `place`."""
+
+    settings: Settings
+    run_dir: Path
+    place: Place
+    assignment: Assignment
+    reports: LauncherReports
+
+
+def build_loop(start: RankStart) -> EngineLoop | FollowerLoop:
+    """Run every start-up phase and report that they are done. Raises `StartupError`."""
+    settings, place, reports = start.settings, start.place, start.reports
+    reports.begin("kernels")
+    device = _device(place)
+    ops = choose_ops(device, settings.disable_custom_kernels)
+    reports.begin("rendezvous")
+    seconds = settings.rendezvous_seconds
+    group = ranks.join(place, start.assignment.rendezvous, seconds, device, ops)
+    path = Path(start.assignment.model_path)
+    model = load_model(settings, path, group.shard, device, ops, reports)
+    measured = _measured(start, model)
     reports.begin("kv cache")
-    traits = model.traits
-    table = RowTable(
-        limits.max_rows, limits.max_total_tokens, settings.block_size, len(traits.start_token_ids)
-    )
-    kv = kv_cache.allocate(model.shape, limits.num_blocks, model.device, limits.max_rows)
+    runner = _runner(start, model, measured.limits)
+    reports.begin("connect")
+    loop: EngineLoop | FollowerLoop
+    if place.rank == 0:
+        loop = _leading_loop(start, group, model, measured.limits, runner)
+    else:
+        loop = FollowerLoop(plan_channel.follow(group), runner, reports)
+    reports.started(start.assignment.epoch, measured.limits, measured.worst_step_seconds)
+    return loop
+
+
+def _device(place: Place) -> torch.device:
+    """This rank's device; a CPU's threads are shared with the other ranks of the machine."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // place.neighbours))
+        return torch.device("cpu")
+    device = torch.device("cuda", place.device_index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _measured(start: RankStart, model: LoadedModel) -> limits.Measured:
+    """Sizes of every step: those of an earlier engine, or measured now."""
+    start.reports.begin("warm-up")
+    assignment = start.assignment
+    if assignment.limits is not None:
+        return limits.known_limits(start.settings, model, assignment.limits)
+    neighbours = start.place.neighbours
+    return limits.measure_limits(start.settings, model, neighbours, assignment.shrink)
+
+
+def _runner(start: RankStart, model: LoadedModel, sizes: Limits) -> ModelRunner:
+    settings, place = start.settings, start.place
+    is_restart = start.assignment.limits is not None
+    kv, table = warm_up.allocate(model, sizes, settings.block_size, in_background=is_restart)
     sampler = Sampler(model.ops, Watermark(settings.watermark_gamma, settings.watermark_delta))
     runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
+    if settings.fault is None:
+        return runner
+    epoch = start.assignment.epoch
+    faults = fault.of_rank(fault.parse(settings.fault), place.group, place.rank, epoch)
+    return faulty.around(runner, model.decoder, faults, sizes.max_rows)
+
+
+def _leading_loop(
+    start: RankStart, group: RankGroup, model: LoadedModel, sizes: Limits, runner: ModelRunner
+) -> EngineLoop:
+    """The loop of rank 0, its mailbox open."""
+    settings, place, reports, epoch = (
+        start.settings, start.place, start.reports, start.assignment.epoch,
+    )  # fmt: skip
+    has_siblings = settings.num_replicas > 1
+    whole: Runner = runner
+    if place.size > 1:
+        whole = LeadingRunner(runner, plan_channel.lead(group, place, start.run_dir))
+    traits = model.traits
     prefix_caching = settings.prefix_caching and traits.shared_prefixes
-    blocks = BlockManager(limits.num_blocks, settings.block_size, prefix_caching)
-    scheduler = Scheduler(blocks, limits.max_rows, limits.token_budget, traits.whole_prompts)
-    info = engine_info(settings, model, model_path, limits)
-    compiler = GrammarCompiler(model_path, info.vocab_size, info.eos_token_ids)
+    blocks = BlockManager(sizes.num_blocks, settings.block_size, prefix_caching, has_siblings)
+    scheduler = Scheduler(blocks, sizes.max_rows, sizes.token_budget, traits.whole_prompts)
+    info = engine_info(start, model, sizes)
+    compiler = GrammarCompiler(Path(info.model_path), info.vocab_size, info.eos_token_ids)
     guidance = Guidance(compiler, info.vocab_size, info.eos_token_ids)
+    use_identity(f"engine-{place.group}")
     metrics = EngineMetrics(CollectorRegistry())
     if epoch > 1:
         metrics.restarted()
-    reports.begin("mailbox")
+    mailbox = Mailbox(start.run_dir / f"engine-{place.group}.sock", epoch, info)
+    max_live, starts = settings.max_concurrent_requests, traits.start_token_ids
+    proof = warm_up.proof_plan(sizes.max_rows, sizes.num_blocks, len(starts))
     return EngineLoop(
-        Mailbox(run_dir / "engine.sock", epoch, info),
+        Intake(mailbox, scheduler, guidance, reports, info, max_live, starts),
         scheduler,
-        runner,
         guidance,
+        whole,
+        mailbox,
+        LifeSigns(reports, whole, proof, settings.stall_seconds),
         StepMetrics(metrics),
-        info,
-        settings.max_concurrent_requests,
-        settings.engine_checks,
-        traits.start_token_ids,
+        LoadReports(mailbox, blocks) if has_siblings else None,
+        repeats_steps=place.size == 1,
+        check_idle=settings.engine_checks,
     )
 
 
-def engine_info(
-    settings: Settings, model: LoadedModel, model_path: Path, limits: Limits
-) -> EngineInfo:
+def engine_info(start: RankStart, model: LoadedModel, sizes: Limits) -> EngineInfo:
     """What the front is told when it connects."""
+    settings = start.settings
     return EngineInfo(
-        model_path=str(model_path),
+        model_path=start.assignment.model_path,
         model_dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,
-        compute_type=settings.compute_type or f"1-{_device_name(model.device)}",
-        max_input_tokens=limits.max_input_tokens,
-        max_total_tokens=limits.max_total_tokens - len(model.traits.start_token_ids),
-        max_batch_total_tokens=limits.num_blocks * settings.block_size,
+        compute_type=settings.compute_type or f"{start.place.size}-{_device_name(model.device)}",
+        max_input_tokens=sizes.max_input_tokens,
+        max_total_tokens=sizes.max_total_tokens - len(model.traits.start_token_ids),
+        max_batch_total_tokens=sizes.num_blocks * settings.block_size,
         vocab_size=model.decoder.spec.vocab_size,
         eos_token_ids=model.end_token_ids,
         start_token_ids=list(model.traits.start_token_ids),

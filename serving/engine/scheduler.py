@@ -1,8 +1,9 @@
 """Decides what the next step runs: running decodes first, then prompt chunks, then new sequences.
 
 Rank 0 only, no torch. `loop.py` calls `schedule()` for a plan and `complete()` with the tokens that
-the step chose. Blocks are taken as tokens need them, never reserved for `max_new_tokens`; when they
-run out the youngest sequence is preempted and recomputed later, so the oldest always finishes.
+the step chose, or `retract()` if memory ran out in it. Blocks are taken as tokens need them, never
+reserved for `max_new_tokens`; when they run out the youngest sequence is preempted and recomputed
+later, so the oldest always finishes. A suspect of a crash runs alone until its first token.
 """
 
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from serving.engine.block_manager import BlockManager
 from serving.engine.plan import Admission, Choice, Plan
 from serving.engine.sequence import Sequence, SequenceKey
+from serving.engine.step_budget import StepBudget, StepSize
 from serving.protocol.messages import Delta
 
 
@@ -26,12 +28,18 @@ class PlanDraft:
     lengths: list[int] = field(default_factory=list)
     num_decodes: int = 0
 
+    @property
+    def size(self) -> StepSize:
+        """What the step holds."""
+        return StepSize(sum(self.lengths), len(self.sequences))
+
 
 @dataclass(slots=True)
 class Counters:
     """Running totals and the last step's sizes, for the metrics."""
 
     preemptions: int = 0
+    retractions: int = 0  # steps that ran out of memory and were planned again, smaller
     prefix_hit_tokens: int = 0
     admitted: int = 0  # in the last step
     prefilled: bool = False  # the last step held a chunk
@@ -49,9 +57,10 @@ class Scheduler:
         """
         self.blocks = blocks
         self.counters = Counters()
-        self._token_budget = token_budget
+        self._budget = StepBudget(StepSize(token_budget, max_rows), blocks.block_size)
         self._whole_prompts = whole_prompts
         self._waiting: deque[Sequence] = deque()
+        self._suspects: deque[Sequence] = deque()  # untested ones; only the first may have a row
         self._running: list[Sequence] = []  # oldest first
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._sequences: dict[SequenceKey, Sequence] = {}
@@ -72,10 +81,27 @@ class Scheduler:
         """Sequences that have a row."""
         return len(self._running)
 
+    @property
+    def trial(self) -> Sequence | None:
+        """The suspect that runs alone until its first token, if one does."""
+        suspect = self._suspects[0] if self._suspects else None
+        return suspect if suspect is not None and suspect.row >= 0 else None
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether the planned step, if memory runs out in it, can be retracted and be smaller."""
+        return self._budget.can_shrink(self._planned.size, self._whole_prompts)
+
+    def is_live(self, key: SequenceKey) -> bool:
+        """Whether this sequence waits or runs."""
+        return key in self._sequences
+
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         self._sequences[sequence.key] = sequence
         self._waiting.append(sequence)
+        if sequence.is_untested:
+            self._suspects.append(sequence)
 
     def abort(self, key: SequenceKey) -> None:
         """Forget a sequence and free what it holds; unknown keys have ended already."""
@@ -87,6 +113,8 @@ class Scheduler:
         else:
             self._running.remove(sequence)
             self._vacate(sequence)
+        if sequence.is_untested:
+            self._suspects.remove(sequence)
 
     def abort_worker(self, worker: bytes) -> None:
         """Forget every sequence of a front worker that is gone."""
@@ -94,8 +122,15 @@ class Scheduler:
             self.abort(key)
 
     def overdue(self) -> list[Sequence]:
-        """Waiting sequences whose deadline has passed before they could begin; they are freed."""
-        late = [one for one in self._waiting if not one.admitted_ns and one.is_overdue]
+        """Waiting sequences whose deadline has passed before they could begin; they are freed.
+
+        One that has begun, here or on an earlier engine, gets a last token instead.
+        """
+        late = [
+            one
+            for one in self._waiting
+            if one.is_overdue and not one.admitted_ns and not one.request.resume_token_ids
+        ]
         for sequence in late:
             self.abort(sequence.key)
         return late
@@ -110,10 +145,11 @@ class Scheduler:
     def schedule(self) -> Plan | None:
         """The next step, or None when there is nothing to run."""
         draft = PlanDraft()
-        self._plan_decodes(draft)
-        budget = self._token_budget - draft.num_decodes
-        budget = self._plan_chunks(draft, budget)
-        self._plan_admissions(draft, budget)
+        if not self._plan_alone(draft):
+            self._plan_decodes(draft)
+            budget = self._budget.tokens - draft.num_decodes
+            budget = self._plan_chunks(draft, budget)
+            self._plan_admissions(draft, budget)
         self._planned = draft
         if not draft.sequences:
             return None
@@ -128,6 +164,7 @@ class Scheduler:
         Returns one delta for every sequence that got a token.
         """
         self._account(self._planned)
+        self._budget.step_completed()
         by_row = {sequence.row: sequence for sequence in self._planned.sequences}
         for row, logprobs in choice.prompt_logprobs.items():
             by_row[row].prompt_logprobs += logprobs
@@ -137,9 +174,47 @@ class Scheduler:
             deltas.append((sequence, self._append(sequence, choice, index)))
         return deltas
 
+    def retract(self) -> None:
+        """Undo the planned step, in which memory ran out, and make the next ones smaller.
+
+        Its sequences go back to the head of the queue: the ranks' rows have already advanced, so
+        they are admitted afresh. The caller has checked `can_shrink`.
+        """
+        self._budget.shrink(self._planned.size)
+        planned = {sequence.key for sequence in self._planned.sequences}
+        retracted = [one for one in self._running if one.key in planned]
+        self._running = [one for one in self._running if one.key not in planned]
+        for sequence in reversed(retracted):
+            self._vacate(sequence)
+            self._waiting.appendleft(sequence)
+        self._planned = PlanDraft()
+        self.counters.retractions += 1
+
+    def _plan_alone(self, draft: PlanDraft) -> bool:
+        """Plan a step of one sequence, if one must not share it and has room; False if not."""
+        sequence = self._loner()
+        if sequence is None:
+            return False
+        if sequence.row < 0:
+            if not self._free_rows or not self._admit(sequence, draft):
+                return False  # the others go on until it has room
+            self._waiting.remove(sequence)
+        self._plan_chunk(draft, sequence, self._budget.tokens)
+        return True
+
+    def _loner(self) -> Sequence | None:
+        """The first untested suspect, or a whole prompt for which steps are too small by now."""
+        if self._suspects:
+            return self._suspects[0]
+        if not (self._whole_prompts and self._budget.is_shrunk and self._waiting):
+            return None
+        first, running = self._waiting[0], len(self._running)
+        is_too_long = first.pending + running > self._budget.tokens
+        return first if is_too_long and running < self._budget.rows else None
+
     def _plan_decodes(self, draft: PlanDraft) -> None:
         index = 0
-        while index < len(self._running):
+        while index < len(self._running) and len(draft.sequences) < self._budget.rows:
             sequence = self._running[index]
             if sequence.pending == 1:
                 if not self._grow(sequence, draft):
@@ -152,17 +227,22 @@ class Scheduler:
     def _plan_chunks(self, draft: PlanDraft, budget: int) -> int:
         """Continue prompts that were begun in earlier steps; returns what is left of the budget."""
         for sequence in self._running:
-            if budget > 0 and sequence.pending > 1:
+            if sequence.pending > 1 and self._has_room(draft, budget):
                 budget -= self._plan_chunk(draft, sequence, budget)
         return budget
 
     def _plan_admissions(self, draft: PlanDraft, budget: int) -> None:
-        while budget > 0 and self._waiting and self._free_rows:
+        """Begin waiting sequences in their order; a suspect lets nobody behind it pass."""
+        while self._waiting and self._free_rows and self._has_room(draft, budget):
             sequence = self._waiting[0]
-            if not self._admit(sequence, draft):
+            if sequence.is_untested or not self._admit(sequence, draft):
                 break
             self._waiting.popleft()
             budget -= self._plan_chunk(draft, sequence, budget)
+
+    def _has_room(self, draft: PlanDraft, budget: int) -> bool:
+        """Whether the step may hold another row, with one token at least."""
+        return budget > 0 and len(draft.sequences) < self._budget.rows
 
     def _plan_chunk(self, draft: PlanDraft, sequence: Sequence, budget: int) -> int:
         length = sequence.pending if self._whole_prompts else min(sequence.pending, budget)
@@ -188,20 +268,7 @@ class Scheduler:
         sequence.admitted_ns = sequence.admitted_ns or time.monotonic_ns()
         self._running.append(sequence)
         self.counters.prefix_hit_tokens += sequence.num_computed
-        draft.admissions.append(
-            Admission(
-                sequence.row,
-                sequence.token_ids.copy(),
-                sequence.num_computed,
-                sequence.blocks.copy(),
-                sequence.prompt_length,
-                sequence.request.sampling,
-                sequence.request.stop,
-                sequence.request.top_n_tokens,
-                sequence.guide is not None,
-                sequence.scores_prompt,
-            )
-        )
+        draft.admissions.append(sequence.admission())
         return True
 
     def _grow(self, sequence: Sequence, draft: PlanDraft) -> bool:
@@ -245,7 +312,9 @@ class Scheduler:
                 )
 
     def _append(self, sequence: Sequence, choice: Choice, index: int) -> Delta:
-        first = sequence.num_generated == len(sequence.request.resume_token_ids)
+        first = not sequence.has_new_token
+        if sequence.is_untested:
+            self._suspects.popleft()  # it was alone in this step, so it is the first
         sequence.append(choice.token_ids[index])
         reason = sequence.finish_reason()
         if reason:

@@ -88,7 +88,7 @@ def load_encoder_decoder(
         spec = replace(spec, tied_head=False)
     shapes = expected_shapes(spec, names, embedding)
     source.check(shapes, checked_names(names, embedding))
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize // shard.size
     limit_threads(device, weight_bytes)
     wide = narrow
     if dtype == torch.float16:

@@ -1,12 +1,14 @@
 """One sequence inside the engine: its tokens, its KV blocks, and how it ends.
 
-Created by `mailbox.py` from a `Generate`, owned by `scheduler.py`. Plain data plus the stop rule.
+Rank 0. Created by `intake.py` from a `Generate`, owned by `scheduler.py`. Plain data plus the stop
+rule. Next: `plan.py`.
 """
 
 import time
 from dataclasses import dataclass, field
 
 from serving.engine.guide import Guide
+from serving.engine.plan import Admission
 from serving.protocol.messages import FinishReason, Generate
 
 SequenceKey = tuple[bytes, int]  # (front worker, its sequence id)
@@ -53,6 +55,16 @@ class Sequence:
         return len(self.token_ids) - self.prompt_length
 
     @property
+    def has_new_token(self) -> bool:
+        """Whether a token was generated since it came to this engine."""
+        return self.num_generated > len(self.request.resume_token_ids)
+
+    @property
+    def is_untested(self) -> bool:
+        """Whether it is a suspect (`Generate.is_suspect`) that must not share a step yet."""
+        return self.request.is_suspect and not self.has_new_token
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether log-probabilities of the prompt are still to be computed."""
         return (
@@ -66,6 +78,21 @@ class Sequence:
     def is_overdue(self) -> bool:
         """Whether its deadline has passed."""
         return 0 < self.request.deadline_ns <= time.monotonic_ns()
+
+    def admission(self) -> Admission:
+        """What every rank must know of it when it begins in its row."""
+        return Admission(
+            self.row,
+            self.token_ids.copy(),
+            self.num_computed,
+            self.blocks.copy(),
+            self.prompt_length,
+            self.request.sampling,
+            self.request.stop,
+            self.request.top_n_tokens,
+            self.guide is not None,
+            self.scores_prompt,
+        )
 
     def append(self, token_id: int) -> None:
         """One more token was chosen."""

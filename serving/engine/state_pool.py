@@ -1,13 +1,14 @@
 """What recurrent layers keep of each running sequence: a row of states, however long it is.
 
-Sized by `limits.py` beside the KV pool, allocated with it by `process.py` through
-`kv_cache.allocate()`. The row of a sequence is the engine's; blocks of KV are only counted.
+Runs in every rank. Sized by `limits.py` beside the KV pool, allocated with it by
+`warm_up.allocate()`. The row of a sequence is the engine's; blocks of KV are only counted.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from serving.engine.pool_memory import PoolMemory
 from serving.layers.state_space import StateLayer
 
 
@@ -29,11 +30,9 @@ class StateShape:
         recurrent = self.state * torch.float32.itemsize
         return self.layers * self.channels * (recurrent + self.convolution * self.dtype.itemsize)
 
-    def allocate_layer(self, num_blocks: int, rows: int, device: torch.device) -> StateLayer:
+    def allocate_layer(self, num_blocks: int, rows: int, memory: PoolMemory) -> StateLayer:
         """Zeroed states of one layer."""
-        last = (rows, self.convolution, self.channels)
-        size = (rows, self.state, self.channels)
         return StateLayer(
-            torch.empty(last, dtype=self.dtype, device=device).zero_(),
-            torch.empty(size, dtype=torch.float32, device=device).zero_(),
+            memory.zeros((rows, self.convolution, self.channels), self.dtype),
+            memory.zeros((rows, self.state, self.channels), torch.float32),
         )

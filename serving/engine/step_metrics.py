@@ -46,6 +46,10 @@ class StepMetrics:
             self._preemptions = counters.preemptions
         self.observe_sizes(scheduler)
 
+    def observe_failure(self, scheduler: Scheduler) -> None:
+        """Record a step that raised."""
+        self._metrics.step_failed("prefill" if scheduler.counters.prefilled else "decode")
+
     def observe_sizes(self, scheduler: Scheduler) -> None:
         """Record queue, batch and KV pool as they are now."""
         blocks = scheduler.blocks

@@ -1,10 +1,14 @@
 """Runs the worst step an engine can be asked for, to prove the model and to measure its memory.
 
-Called by `limits.py` before the KV pool is sized. The step has a full budget of prompt tokens and
-then a decode of every row with sampling rules on.
+Runs in every rank, at start: called by `limits.py` before the KV pool is sized. The step has a full
+budget of prompt tokens and then a decode of every row with sampling rules on. Also here: the proof,
+a tiny step that touches no sequence, and the memory that it needs beside theirs. Next: `batch.py`.
 """
 
 import resource
+import time
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
@@ -16,6 +20,7 @@ from serving.engine.model_runner import ModelRunner
 from serving.engine.plan import Admission, Plan
 from serving.engine.sampler import Sampler
 from serving.engine.watermark import Watermark
+from serving.protocol.messages import Limits
 from serving.protocol.params import SamplingParams, StopParams
 
 EVERY_RULE = SamplingParams(
@@ -34,28 +39,88 @@ SORTING_ROWS = 8
 WITHOUT_SORT = msgspec.structs.replace(EVERY_RULE, typical_p=1.0)
 
 
-def run(model: LoadedModel, token_budget: int, rows: int, block_size: int) -> int:
-    """Run the worst steps on a throw-away KV pool; returns the bytes that they needed."""
-    length = model.context_length - 1
+@dataclass(frozen=True)
+class WorstStep:
+    """What the worst steps needed: bytes beside the pool, seconds of the longest one."""
+
+    num_bytes: int
+    seconds: float
+
+
+def run(
+    model: LoadedModel, token_budget: int, rows: int, block_size: int, longest: int
+) -> WorstStep:
+    """Run the worst steps on a throw-away KV pool; `longest`: most tokens of a sequence.
+
+    Raises whatever a lack of memory raises (`out_of_memory.py`).
+    """
+    length = longest - 1
     if not model.traits.whole_prompts:
         length = min(token_budget, length)
     per_row = -(-(length + 1) // block_size)
     before = _peak(model.device)
-    pool = kv_cache.allocate(model.shape, per_row + rows, model.device, rows)
-    table = RowTable(rows, length + 1, block_size)
-    sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
-    runner = ModelRunner(model.decoder, pool, table, sampler, model.device, model.padded_rows)
+    runner = _runner(model, per_row + rows, RowTable(rows, length + 1, block_size), rows)
     stop = StopParams(length + 1)
     blocks = list(range(per_row))
     prompt = Admission(0, [0] * length, 0, blocks, length, EVERY_RULE, stop, 5, scores_prompt=True)
-    runner.execute(Plan([prompt], [], [0], [length], 0))
+    prefill = _timed(runner, Plan([prompt], [], [0], [length], 0))
     others = [
         Admission(row, [0], 0, [per_row + row], 1, rules, stop, 5)
         for row, rules in enumerate(_rules(rows))
     ]
-    runner.execute(Plan(others, [], list(range(rows)), [1] * rows, rows))
+    decode = _timed(runner, Plan(others, [], list(range(rows)), [1] * rows, rows))
     pool_bytes = (per_row + rows) * model.shape.block_bytes + rows * model.shape.row_bytes
-    return max(_peak(model.device) - before - pool_bytes, 0)
+    needed = max(_peak(model.device) - before - pool_bytes, 0)
+    return WorstStep(needed, max(prefill, decode))
+
+
+def run_short(model: LoadedModel, block_size: int) -> None:
+    """Run one prompt and one decode, both tiny: the model works and its kernels are built."""
+    starts = len(model.traits.start_token_ids)
+    runner = _runner(model, 1, RowTable(1, 2 + starts, block_size, starts), 1)
+    runner.execute(proof_plan(0, 0, starts))
+    runner.execute(Plan([], [], [0], [1], 1))
+
+
+def proof_plan(num_rows: int, num_blocks: int, num_start_tokens: int = 0) -> Plan:
+    """A step that touches no sequence: one greedy prompt in the row and block behind all others.
+
+    It can be run any number of times, on memory from `allocate()`. `num_start_tokens`: an encoder's
+    prompt is followed by them.
+    """
+    length = 1 + num_start_tokens
+    prompt = Admission(
+        num_rows, [0] * length, 0, [num_blocks], length, SamplingParams(), StopParams(1), 0
+    )
+    return Plan([prompt], [], [num_rows], [length], 0)
+
+
+def allocate(
+    model: LoadedModel, limits: Limits, block_size: int, in_background: bool = False
+) -> tuple[list[Any], RowTable]:
+    """Pool and row table of a rank, each with one block and one row more for the proof.
+
+    `in_background`: see `kv_cache.allocate()`, whose errors this raises.
+    """
+    rows = limits.max_rows + 1
+    starts = len(model.traits.start_token_ids)
+    table = RowTable(rows, limits.max_total_tokens, block_size, starts)
+    blocks = limits.num_blocks + 1
+    return kv_cache.allocate(model.shape, blocks, model.device, rows, in_background), table
+
+
+def _runner(model: LoadedModel, num_blocks: int, table: RowTable, rows: int) -> ModelRunner:
+    """A runner on a pool of its own."""
+    pool = kv_cache.allocate(model.shape, num_blocks, model.device, rows)
+    sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
+    return ModelRunner(model.decoder, pool, table, sampler, model.device, model.padded_rows)
+
+
+def _timed(runner: ModelRunner, plan: Plan) -> float:
+    """Seconds of a step; its tokens have reached the host when it returns."""
+    started = time.perf_counter()
+    runner.execute(plan)
+    return time.perf_counter() - started
 
 
 def _rules(rows: int) -> list[SamplingParams]:

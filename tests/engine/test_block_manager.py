@@ -1,5 +1,7 @@
 """Who holds a KV block, what the prefix cache finds, what is evicted first."""
 
+from random import Random
+
 import pytest
 
 from serving.engine.block_manager import BlockManager
@@ -135,3 +137,56 @@ def test_check_idle_names_a_leak() -> None:
     leaked = blocks.allocate()
     with pytest.raises(AssertionError, match=rf"\[{leaked}\] are still referenced"):
         blocks.check_idle()
+
+
+def recording(num_blocks: int) -> BlockManager:
+    return BlockManager(num_blocks, SIZE, prefix_caching=True, record_changes=True)
+
+
+def test_changes_are_what_was_published_and_evicted_since() -> None:
+    blocks = recording(2)
+    held, digests = fill(blocks, list(range(8)))
+    published, evicted = blocks.take_changes()
+    assert (sorted(published), evicted) == (sorted(digests), [])
+    blocks.release(held)
+    blocks.allocate()
+    assert blocks.take_changes() == ([], digests[1:])
+    assert blocks.take_changes() == ([], [])
+    assert blocks.cached_digests() == digests[:1]
+
+
+def test_changes_that_cancel_out_are_not_reported() -> None:
+    blocks = recording(1)
+    held, _ = fill(blocks, [1, 2, 3, 4])
+    blocks.release(held)
+    blocks.release([blocks.allocate()])
+    assert blocks.take_changes() == ([], [])
+
+
+def test_a_prefix_published_again_within_a_report_is_not_evicted() -> None:
+    blocks = recording(1)
+    held, digests = fill(blocks, [1, 2, 3, 4])
+    blocks.take_changes()
+    for tokens in ([5, 6, 7, 8], [1, 2, 3, 4]):
+        blocks.release(held)
+        held, _ = fill(blocks, tokens)
+    assert blocks.take_changes() == ([], [])
+    assert blocks.cached_digests() == digests
+
+
+def test_reports_add_up_to_the_cache_whatever_happens() -> None:
+    blocks, mirror, random = recording(6), set[bytes](), Random(3)
+    for round_ in range(300):
+        prompt = [random.randrange(3)] * SIZE * random.randrange(1, 5)
+        held, _ = fill(blocks, prompt)
+        blocks.release(held)
+        if round_ % 3 == 0:
+            published, evicted = blocks.take_changes()
+            mirror = (mirror - set(evicted)) | set(published)
+            assert mirror == set(blocks.cached_digests())
+
+
+def test_nothing_is_recorded_unless_asked_for() -> None:
+    blocks = manager()
+    fill(blocks, list(range(8)))
+    assert blocks.take_changes() == ([], [])

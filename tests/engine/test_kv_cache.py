@@ -1,11 +1,12 @@
 """Sizes of the KV pool."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from serving.engine import kv_cache
 from serving.engine.kv_cache import KvShape
-from serving.errors import StartupError
 
 SHAPE = KvShape(layers=3, kv_heads=2, block_size=16, head_dim=64, dtype=torch.bfloat16)
 
@@ -52,9 +53,37 @@ def test_pool_is_no_larger_than_wanted() -> None:
     assert kv_cache.pool_blocks(SHAPE, 100 * SHAPE.block_bytes, 0.5, 33) == 3
 
 
-def test_pool_too_small_for_one_sequence_is_a_start_up_error() -> None:
-    with pytest.raises(StartupError, match="`max_total_tokens` 200: the KV pool holds 160 tokens"):
-        kv_cache.check_capacity(10, 16, 200, "`max_total_tokens`")
+def test_pool_is_zeroed_and_can_be_written() -> None:
+    layer = kv_cache.allocate(SHAPE, 5, torch.device("cpu"))[0]
+    assert not layer.keys.any()
+    layer.keys[4, 1, 15] = 3
+    assert layer.keys.sum() == 3 * 64
+    assert not layer.values.any()
+
+
+def test_values_of_no_size_take_no_memory() -> None:
+    shape = KvShape(1, 2, 16, 64, torch.float32, value_dim=0)
+    assert kv_cache.allocate(shape, 5, torch.device("cpu"))[0].values.shape == (5, 2, 16, 0)
+
+
+def test_headroom_is_what_is_left_below_the_containers_limit(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    assert kv_cache._cgroup_headroom(tmp_path) == 300
+
+
+def test_file_pages_that_nobody_uses_are_free(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("700\n")
+    (tmp_path / "memory" / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 200\n")
+    assert kv_cache._cgroup_headroom(tmp_path) == 500
+
+
+def test_no_limit_is_no_headroom(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    assert kv_cache._cgroup_headroom(tmp_path) is None
 
 
 def test_measured_memory_is_plausible() -> None:

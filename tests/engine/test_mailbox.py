@@ -9,7 +9,17 @@ import zmq
 
 from serving.engine.mailbox import Mailbox
 from serving.protocol import codec
-from serving.protocol.messages import Abort, Delta, EngineInfo, Failed, Generate, Hello, Ready, Step
+from serving.protocol.messages import (
+    Abort,
+    Delta,
+    EngineInfo,
+    Failed,
+    Generate,
+    Hello,
+    Load,
+    Ready,
+    Step,
+)
 from serving.protocol.params import SamplingParams, StopParams
 
 INFO = EngineInfo("path", "float32", "cpu", "1-cpu", 10, 20, 100, 50, [2])
@@ -100,3 +110,17 @@ def test_worker_that_has_gone_is_reported(mailbox: Mailbox, worker: zmq.Socket[b
         mailbox.send_step(b"w1", [])
         time.sleep(0.01)
     assert mailbox.lost_workers == {b"w1"}
+
+
+def test_loads_go_to_every_worker_that_was_greeted(
+    mailbox: Mailbox, worker: zmq.Socket[bytes]
+) -> None:
+    worker.send(codec.encode(Hello()))
+    received(mailbox)
+    worker.recv()
+    assert mailbox.newcomers == {b"w1"}
+    mailbox.send_load(3, [b"12345678"], [])
+    mailbox.send_load(4, [], [], but={b"w1"})
+    mailbox.send_load(5, [], [b"12345678"], only={b"w1"})
+    loads = [codec.decode_to_front(worker.recv()) for _ in range(2)]
+    assert loads == [Load(EPOCH, 3, [b"12345678"], []), Load(EPOCH, 5, [], [b"12345678"])]

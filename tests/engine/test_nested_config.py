@@ -11,8 +11,11 @@ import torch
 from local_mode.tiny_model import write_checkpoint
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.model_loader import load_model
+from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE
 from serving.settings import Settings
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -36,6 +39,8 @@ def test_positions_are_those_of_the_inner_config_or_its_default(
     if stated:
         config["text_config"]["max_position_embeddings"] = stated
     (path / "config.json").write_text(json.dumps(config))
-    loaded = load_model(Settings(disable_custom_kernels=True), path, SINGLE, reports)
+    loaded = load_model(
+        Settings(disable_custom_kernels=True), path, SINGLE, CPU, TorchOps(), reports
+    )
     assert loaded.context_length == expected
     assert loaded.dtype is torch.float32

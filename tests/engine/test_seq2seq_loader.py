@@ -15,10 +15,13 @@ from serving.engine.launcher_reports import LauncherReports
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.engine.seq2seq_loader import longest_sequence, start_token_id
 from serving.errors import StartupError
+from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.causal_model import SequenceTraits
 from serving.models.encoder_decoder import EncoderDecoder
 from serving.settings import Settings
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -45,7 +48,9 @@ def checkpoint(published: Path, tmp_path: Path) -> Path:
 def load(
     path: Path, reports: LauncherReports, shard: ShardContext = SINGLE, **settings: Any
 ) -> LoadedModel:
-    return load_model(Settings(disable_custom_kernels=True, **settings), path, shard, reports)
+    return load_model(
+        Settings(disable_custom_kernels=True, **settings), path, shard, CPU, TorchOps(), reports
+    )
 
 
 def edit(path: Path, **values: object) -> None:
@@ -123,7 +128,7 @@ def test_an_unknown_activation_is_named(checkpoint: Path, reports: LauncherRepor
 
 
 def test_heads_that_ranks_do_not_divide(published: Path, reports: LauncherReports) -> None:
-    with pytest.raises(ValueError, match="attention heads"):
+    with pytest.raises(StartupError, match="attention heads cannot be divided over 3 shards"):
         load(published, reports, ShardContext(rank=0, size=3))
 
 

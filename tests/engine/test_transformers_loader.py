@@ -15,9 +15,12 @@ from local_mode.tiny_model import write_checkpoint
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.errors import StartupError
+from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.transformers_decoder import TransformersDecoder
 from serving.settings import Settings
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def load(path: Path, reports: LauncherReports, shard: ShardContext = SINGLE) -> LoadedModel:
-    return load_model(Settings(disable_custom_kernels=True), path, shard, reports)
+    return load_model(Settings(disable_custom_kernels=True), path, shard, CPU, TorchOps(), reports)
 
 
 def test_model_is_loaded_and_the_log_names_the_slower_path(
@@ -59,7 +62,7 @@ def test_dtype_setting_is_that_of_weights_and_pool(
     checkpoint: Path, reports: LauncherReports
 ) -> None:
     settings = Settings(dtype="bfloat16", disable_custom_kernels=True)
-    loaded = load_model(settings, checkpoint, SINGLE, reports)
+    loaded = load_model(settings, checkpoint, SINGLE, CPU, TorchOps(), reports)
     assert loaded.dtype == loaded.shape.dtype == torch.bfloat16
 
 
@@ -137,7 +140,7 @@ def test_code_of_the_checkpoint_is_run_when_it_is_trusted(
     own_code: Path, reports: LauncherReports
 ) -> None:
     settings = Settings(model_id=str(own_code), trust_remote_code=True, disable_custom_kernels=True)
-    loaded = load_model(settings, own_code, SINGLE, reports)
+    loaded = load_model(settings, own_code, SINGLE, CPU, TorchOps(), reports)
     assert isinstance(loaded.decoder, TransformersDecoder)
     assert loaded.decoder.spec.vocab_size == 320
 
@@ -148,4 +151,4 @@ def test_code_in_another_repository_is_refused(own_code: Path, reports: Launcher
     (own_code / "config.json").write_text(json.dumps(config))
     settings = Settings(model_id=str(own_code), trust_remote_code=True)
     with pytest.raises(StartupError, match="its code is in another repository: somebody/else"):
-        load_model(settings, own_code, SINGLE, reports)
+        load_model(settings, own_code, SINGLE, CPU, TorchOps(), reports)
