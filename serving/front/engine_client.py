@@ -1,57 +1,54 @@
-"""The front's end of the wire: one DEALER to the engine, one SUB to the launcher.
+"""The front's end of the wire: hands sequences to engines, and to others when these die.
 
-Runs in each front worker, in greenlets. Comes in: `Generate` messages of requests; `Ready`,
-`Step`, `Failed` of the engine; `Status` of the launcher. Goes out: events to the requests, and
-messages to the engine. An engine of a new epoch gets every live sequence again, with the tokens
-already delivered. Next: `generation.py`.
+Runs in each front worker, in greenlets. Comes in: `Generate` messages of requests; `Ready`, `Step`,
+`Failed` and `Load` of the engines, one link to each group; `Status` of the launcher. Goes out:
+events to the requests. A dead engine's sequences go, with the tokens already delivered, to another
+one that lives, else to the next that is ready. Next: `dispatcher.py`; for events `generation.py`.
 """
 
-import itertools
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import gevent
-import msgspec
 import zmq.green as zmq
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
+from msgspec.structs import replace
 
 from serving.errors import ErrorKind, RequestError
+from serving.front.dispatcher import Dispatcher
+from serving.front.engine_link import EngineLink
 from serving.front.journal import Deliver, Journal
-from serving.protocol.codec import decode_status, decode_to_front, encode
+from serving.front.launcher_link import LauncherLink
+from serving.front.routing import Router
 from serving.protocol.messages import (
-    Abort,
     EngineInfo,
-    Failed,
     Generate,
-    Hello,
+    Load,
     Ready,
     Status,
     Step,
-    ToEngine,
+    ToFront,
 )
+from serving.settings import Settings
 
-HELLO_SECONDS = 0.25
-HEARTBEAT_WAIT_MS = 1000
-HEARTBEATS_MISSED = 5  # waits without a status, then the launcher is dead
-STEPS_AT_ONCE = 8  # messages read before the requests that they are for get a turn
-RECONNECT_MS = 20  # the engine's socket appears when it is ready; be there soon after
+Phase = Literal["starting", "serving", "recovering", "draining", "failed"]
+
 LATE_SECONDS = 10.0  # a worker may be so much later than the server to be ready
-RECOVERY_GRACE_SECONDS = 30.0  # an engine restart may take so long before /ping turns 503
 
 LAUNCHER_GONE = "the launcher has died"
+OVERLOADED = "Model is overloaded"
 
 FAILURES = {
     "validation": ErrorKind.VALIDATION,
     "generation": ErrorKind.GENERATION,
     "overloaded": ErrorKind.OVERLOADED,
 }
-OVERLOADED = "Model is overloaded"
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ log = logging.getLogger(__name__)
 class Availability:
     """Whether sequences are taken, and whether health checks succeed; `message` says why not."""
 
-    phase: Literal["starting", "serving", "recovering", "draining", "failed"]
+    phase: Phase
     healthy: bool
     message: str = ""
 
@@ -80,12 +77,16 @@ class Engine(Protocol):
 
 
 class EngineClient:
-    """Owns both sockets of a worker and the journal."""
+    """Owns the sockets of a worker: a link to the engine of each group, and one to the launcher.
+
+    A group is connected as long as the launcher knows of no later engine there than the one that
+    was last ready for this worker.
+    """
 
     def __init__(
         self,
         run_directory: Path,
-        max_concurrent_requests: int,
+        settings: Settings,
         on_ready: Callable[[EngineInfo], None],
         on_resumed: Callable[[int], None],
     ) -> None:
@@ -93,55 +94,52 @@ class EngineClient:
 
         `on_ready` may take long and may raise, which ends the worker.
         """
-        self._limit = max_concurrent_requests
+        num_groups, per_engine = settings.num_replicas, settings.max_concurrent_requests
+        self._limit = per_engine * num_groups
         self._on_ready = on_ready
-        self._on_resumed = on_resumed
-        self._journal = Journal()
-        self._ready_epoch = 0  # engine that takes our messages; 0: none yet
+        self._status = Status("starting", epochs=[1] * num_groups)
         self._prepared = Event()  # `on_ready` has run once
-        self._status = Status(epoch=0, phase="starting")
-        self._launcher_gone = False
-        self._recovering_since = 0.0
+        self._preparing = BoundedSemaphore()
+        self._identity = f"{os.getpid()}-{secrets.token_hex(8)}".encode()
         self._context = zmq.Context()
-        self._engine = self._context.socket(zmq.DEALER)
-        self._engine.identity = f"{os.getpid()}-{secrets.token_hex(8)}".encode()
-        # Messages to a dead engine are dropped, not kept: the journal sends them again.
-        self._engine.immediate = 1
-        self._engine.sndhwm = self._engine.rcvhwm = 0
-        self._engine.linger = 0
-        self._engine.reconnect_ivl = RECONNECT_MS
-        self._engine.connect(f"ipc://{run_directory / 'engine.sock'}")
-        self._control = self._context.socket(zmq.SUB)
-        self._control.subscribe(b"")
-        self._control.connect(f"ipc://{run_directory / 'control.sock'}")
+        self._links = [
+            EngineLink(self._context, run_directory / f"engine-{group}.sock", self._identity, group)
+            for group in range(num_groups)
+        ]
+        self._launcher = LauncherLink(self._context, run_directory / "control.sock")
+        self._router = Router(num_groups, settings.block_size, settings.replica_slack, per_engine)
+        self._journal = Journal(self._router.ended)
+        self._dispatcher = Dispatcher(self._links, self._journal, self._router, on_resumed)
         self._greenlets: list[gevent.Greenlet] = []
 
     def start(self) -> None:
         """Begin to listen; returns at once."""
-        loops = (self._read_engine, self._read_control, self._say_hello)
-        self._greenlets = [gevent.spawn(loop) for loop in loops]
+        for link in self._links:
+            self._greenlets.append(gevent.spawn(link.read, self._handle))
+            self._greenlets.append(gevent.spawn(link.say_hello))
+        launcher = gevent.spawn(self._launcher.read, self._handle_status, self._fail_all)
+        self._greenlets.append(launcher)
 
     def close(self) -> None:
         """Stop listening and close the sockets."""
         gevent.killall(self._greenlets)
-        self._engine.close()
-        self._control.close(linger=0)
+        for link in self._links:
+            link.close()
+        self._launcher.close()
         self._context.term()
 
     @property
     def availability(self) -> Availability:
         """The state now, from memory."""
         status = self._status
-        if self._launcher_gone:
+        if self._launcher.is_gone:
             return Availability("failed", healthy=False, message=LAUNCHER_GONE)
         if status.phase in ("failed", "draining"):
             return Availability(status.phase, healthy=False, message=status.message)
         if not self._prepared.is_set():
             return Availability("starting", healthy=False)
-        if self._connected:
-            return Availability("serving", healthy=True)
-        overdue = time.monotonic() - self._recovering_since > RECOVERY_GRACE_SECONDS
-        return Availability("recovering", healthy=not overdue)
+        phase: Phase = "serving" if self._dispatcher.connected else "recovering"
+        return Availability(phase, status.healthy)
 
     def wait_if_late(self) -> None:
         """Let a request wait for this worker when another one already said that it is ready."""
@@ -152,108 +150,63 @@ class EngineClient:
         """Start a sequence; its events go to `deliver`, the result aborts it.
 
         Epoch and id of `generate` are set here. Raises `RequestError`: UNHEALTHY while starting
-        or draining, GENERATION when the engine is lost, OVERLOADED beyond the limit.
+        or draining, GENERATION when the engines are lost, OVERLOADED beyond the limit.
         """
         require_available(self.availability)
         if len(self._journal) >= self._limit:
             raise RequestError(ErrorKind.OVERLOADED, OVERLOADED)
-        sequence_id = self._journal.add(generate, deliver)
-        if self._connected:
-            self._send(self._journal.message(sequence_id, self._ready_epoch))
-        return lambda: self._abort(sequence_id)
+        sequence_id = self._dispatcher.submit(generate, deliver)
+        return lambda: self._dispatcher.abort(sequence_id)
 
-    @property
-    def _connected(self) -> bool:
-        """Whether the engine that the launcher speaks of is the one that is ready for us."""
-        return 0 < self._ready_epoch >= self._status.epoch
-
-    def _abort(self, sequence_id: int) -> None:
-        if self._journal.forget(sequence_id) and self._connected:
-            self._send(Abort(self._ready_epoch, sequence_id))
-
-    def _send(self, message: ToEngine) -> None:
-        try:
-            self._engine.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            log.debug("the engine is not connected; its successor will get every live sequence")
-
-    def _say_hello(self) -> None:
-        while True:
-            if not self._connected:
-                self._send(Hello())
-            gevent.sleep(HELLO_SECONDS)
-
-    def _read_engine(self) -> None:
-        for count in itertools.count(1):
-            data = self._engine.recv()  # does not sleep while there are messages
-            if count % STEPS_AT_ONCE == 0:
-                gevent.sleep(0)
-            try:
-                message = decode_to_front(data)
-            except msgspec.MsgspecError:
-                log.exception("unreadable message from the engine")
-                continue
-            if isinstance(message, Ready):
-                self._handle_ready(message)
-            elif message.epoch == self._ready_epoch:
-                self._handle(message)
-
-    def _handle(self, message: Step | Failed) -> None:
-        if isinstance(message, Step):
+    def _handle(self, link: EngineLink, message: ToFront) -> None:
+        if isinstance(message, Ready):
+            self._handle_ready(link, message)
+        elif message.epoch != link.epoch:
+            return  # its sequences are with a later engine, or wait for one
+        elif isinstance(message, Step):
             for delta in message.deltas:
                 self._journal.deliver(delta)
+        elif isinstance(message, Load):
+            self._router.report(link.group, message)
         else:
             kind = FAILURES[message.kind]
             text = OVERLOADED if kind is ErrorKind.OVERLOADED else message.message
             self._journal.fail(message.sequence_id, RequestError(kind, text))
 
-    def _handle_ready(self, ready: Ready) -> None:
-        if ready.epoch <= self._ready_epoch:
+    def _handle_ready(self, link: EngineLink, ready: Ready) -> None:
+        if ready.epoch <= link.ready_epoch:
             return
-        self._ready_epoch = ready.epoch
-        live = self._journal.messages(ready.epoch)
-        for message in live:
-            self._send(message)
-        self._on_resumed(len(live))
-        if live:
-            log.info("resumed sequences", extra={"fields": {"count": len(live)}})
-        gevent.spawn(self._prepare, ready.info)
+        link.ready_epoch, link.info = ready.epoch, ready.info
+        self._follow(link)
+        self._dispatcher.place_waiting()
+        gevent.spawn(self._prepare)
 
-    def _prepare(self, info: EngineInfo) -> None:
-        try:
-            self._on_ready(info)
-        except Exception as error:
-            log.exception("cannot serve the model in %s", info.model_path)
-            raise SystemExit(3) from error  # gunicorn gives up on a worker that cannot boot
+    def _prepare(self) -> None:
+        with self._preparing:
+            info = _common([link.info for link in self._links if link.info is not None])
+            try:
+                self._on_ready(info)
+            except Exception as error:
+                log.exception("cannot serve the model in %s", info.model_path)
+                raise SystemExit(3) from error  # gunicorn gives up on a worker that cannot boot
         self._prepared.set()
 
-    def _read_control(self) -> None:
-        missed = 0
-        while True:
-            # Counted in short waits: a worker that was busy for long must read before it judges.
-            if not self._control.poll(HEARTBEAT_WAIT_MS):
-                missed += 1
-                if missed == HEARTBEATS_MISSED:
-                    self._launcher_gone = True
-                    self._fail_all(LAUNCHER_GONE)
-                continue
-            missed, self._launcher_gone = 0, False
-            try:
-                self._handle_status(decode_status(self._control.recv()))
-            except msgspec.MsgspecError:
-                log.exception("unreadable message from the launcher")
-
     def _handle_status(self, status: Status) -> None:
-        was_connected = self._connected
         self._status = status
-        if was_connected and not self._connected:
-            self._recovering_since = time.monotonic()
-        if status.phase == "serving" and not self._connected:
-            self._send(Hello())
+        for link in self._links:
+            self._follow(link)
+        for name in status.poisoned:
+            if name.worker == self._identity:
+                self._dispatcher.refuse(name.sequence_id)
+        self._dispatcher.place_waiting()
         if status.phase == "failed":
             self._fail_all(status.message)
 
-    def _fail_all(self, message: str) -> None:
+    def _follow(self, link: EngineLink) -> None:
+        wanted = self._status.epochs[link.group]
+        self._dispatcher.follow(link, link.ready_epoch if 0 < wanted <= link.ready_epoch else 0)
+
+    def _fail_all(self, message: str = LAUNCHER_GONE) -> None:
         self._journal.fail_all(RequestError(ErrorKind.GENERATION, message))
 
 
@@ -265,3 +218,12 @@ def require_available(availability: Availability) -> None:
         raise RequestError(ErrorKind.UNHEALTHY, "the server is shutting down")
     if availability.phase == "failed":
         raise RequestError(ErrorKind.GENERATION, availability.message)
+
+
+def _common(infos: list[EngineInfo]) -> EngineInfo:
+    """What holds for every engine: a sequence may move from each to each."""
+    return replace(
+        infos[0],
+        max_input_tokens=min(info.max_input_tokens for info in infos),
+        max_total_tokens=min(info.max_total_tokens for info in infos),
+    )

@@ -82,10 +82,7 @@ class FrontServer(BaseApplication):  # type: ignore[misc]
             metrics.set_limits(info.max_input_tokens, info.max_total_tokens)
 
         client = EngineClient(
-            self._run_directory,
-            self._settings.max_concurrent_requests,
-            on_ready,
-            metrics.resumed_requests.inc,
+            self._run_directory, self._settings, on_ready, metrics.resumed_requests.inc
         )
         front = Front(
             self._settings, client, metrics, lambda: render(merged_registry(metrics_directory))

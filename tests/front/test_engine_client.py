@@ -1,65 +1,14 @@
-"""The client on real sockets, against an engine and a launcher that the test plays."""
+"""The client on real sockets: one group, and what the launcher says."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
 import pytest
-from gevent.queue import SimpleQueue
 
 from serving.errors import ErrorKind, RequestError
-from serving.front.engine_client import EngineClient
-from serving.front.journal import Event
-from serving.protocol.messages import Abort, Delta, Failed, Generate, Ready, Step, ToEngine
-from serving.protocol.params import SamplingParams, StopParams
-from tests.support.fake_engine import WireEngine
-
-REQUEST = Generate(0, 0, [5, 6], SamplingParams(), StopParams(10))
-
-
-class Rig:
-    """A client and the other ends of its sockets; blocking calls run in gevent's threads."""
-
-    def __init__(self, run_directory: Path) -> None:
-        self.wire = WireEngine(run_directory, Path("model"))
-        self.prepared: list[str] = []
-        self.resumed: list[int] = []
-        self.client = EngineClient(
-            run_directory,
-            max_concurrent_requests=3,
-            on_ready=lambda info: self.prepared.append(info.model_path),
-            on_resumed=self.resumed.append,
-        )
-        self.client.start()
-
-    def close(self) -> None:
-        self.client.close()
-        self.wire.close()
-
-    def serve(self) -> None:
-        gevent.get_hub().threadpool.apply(self.wire.greet)
-        self.wire.broadcast("serving")
-        self.wait_for("serving")
-
-    def wait_for(self, phase: str) -> None:
-        with gevent.Timeout(10):
-            while self.client.availability.phase != phase:
-                gevent.sleep(0.005)
-
-    def receive(self) -> ToEngine:
-        worker, message = gevent.get_hub().threadpool.apply(self.wire.receive)
-        self.worker = worker
-        return message
-
-    def submit(self) -> tuple["SimpleQueue[Event]", Generate]:
-        events: SimpleQueue[Event] = SimpleQueue()
-        self.abort = self.client.submit(REQUEST, events.put)
-        message = self.receive()
-        assert isinstance(message, Generate)
-        return events, message
-
-    def step(self, *deltas: Delta, epoch: int | None = None) -> None:
-        self.wire.send(self.worker, Step(epoch or self.wire.epoch, list(deltas)))
+from serving.protocol.messages import Abort, Delta, Failed, Ready
+from tests.front.wire_rig import LIMIT, REQUEST, Rig
 
 
 @pytest.fixture
@@ -78,8 +27,16 @@ def test_nothing_is_taken_before_the_engine_is_ready(rig: Rig) -> None:
 
 def test_ready_prepares_the_worker_and_makes_it_healthy(rig: Rig) -> None:
     rig.serve()
-    assert rig.prepared == ["model"]
+    assert rig.prepared == [60]
     assert rig.client.availability.healthy
+
+
+def test_the_launcher_decides_what_is_healthy(rig: Rig) -> None:
+    rig.serve()
+    rig.launcher.broadcast(healthy=False)
+    rig.wait_until(lambda: not rig.client.availability.healthy)
+    assert rig.client.availability.phase == "serving"
+    rig.put()  # it is still taken
 
 
 def test_a_sequence_crosses_the_wire_and_its_deltas_come_back(rig: Rig) -> None:
@@ -117,7 +74,7 @@ def test_the_engines_refusals_become_errors(
 ) -> None:
     rig.serve()
     events, message = rig.submit()
-    rig.wire.send(rig.worker, Failed(1, message.sequence_id, kind, "why"))
+    rig.engines[0].send(rig.worker, Failed(1, message.sequence_id, kind, "why"))
     error = events.get(timeout=5)
     assert isinstance(error, RequestError)
     assert (error.kind, str(error)) == (error_kind, text)
@@ -145,75 +102,22 @@ def test_a_finished_sequence_is_not_aborted(rig: Rig) -> None:
 
 def test_a_worker_refuses_at_once_beyond_the_limit(rig: Rig) -> None:
     rig.serve()
-    for _ in range(3):
+    for _ in range(LIMIT):
         rig.submit()
     with pytest.raises(RequestError) as caught:
-        rig.client.submit(REQUEST, print)
+        rig.put()
     assert caught.value.kind is ErrorKind.OVERLOADED
-
-
-def test_a_new_engine_resumes_every_live_sequence(rig: Rig) -> None:
-    rig.serve()
-    events, first = rig.submit()
-    _, second = rig.submit()
-    rig.step(Delta(first.sequence_id, [1, 2]))
-    events.get(timeout=5)
-    rig.wire.die()
-    rig.wire.restart()
-    resumed = [rig.receive(), rig.receive()]
-    assert [(m.epoch, m.sequence_id, m.resume_token_ids) for m in resumed] == [
-        (2, first.sequence_id, [1, 2]),
-        (2, second.sequence_id, []),
-    ]
-    assert rig.resumed == [0, 2]
-    final = Delta(first.sequence_id, [3], finish_reason="eos_token")
-    rig.step(final)
-    assert events.get(timeout=5) == final
-
-
-def test_sequences_are_accepted_while_the_engine_restarts(rig: Rig) -> None:
-    rig.serve()
-    rig.wire.die()
-    rig.wire.broadcast("starting", epoch=2)
-    rig.wait_for("recovering")
-    assert rig.client.availability.healthy
-    events: SimpleQueue[Event] = SimpleQueue()
-    rig.client.submit(REQUEST, events.put)
-    rig.wire.restart()
-    message = rig.receive()
-    assert isinstance(message, Generate)
-    assert message.epoch == 2
-
-
-def test_deltas_of_a_dead_engine_are_ignored(rig: Rig) -> None:
-    rig.serve()
-    events, first = rig.submit()
-    rig.wire.die()
-    rig.wire.restart()
-    rig.receive()
-    rig.step(Delta(first.sequence_id, [9]), epoch=1)
-    rig.step(Delta(first.sequence_id, [1]))
-    assert events.get(timeout=5).token_ids == [1]
-
-
-def test_a_repeated_ready_changes_nothing(rig: Rig) -> None:
-    rig.serve()
-    events, message = rig.submit()
-    rig.wire.send(rig.worker, Ready(1, rig.wire.info))
-    rig.step(Delta(message.sequence_id, [1]))
-    assert events.get(timeout=5).token_ids == [1]
-    assert rig.resumed == [0]
 
 
 def test_failure_ends_every_sequence_and_refuses_new_ones(rig: Rig) -> None:
     rig.serve()
     events, _ = rig.submit()
-    rig.wire.broadcast("failed", "out of memory")
+    rig.launcher.broadcast(phase="failed", healthy=False, message="out of memory")
     error = events.get(timeout=5)
     assert isinstance(error, RequestError)
     assert str(error) == "Request failed during generation: out of memory"
     with pytest.raises(RequestError, match="out of memory") as caught:
-        rig.client.submit(REQUEST, print)
+        rig.put()
     assert caught.value.kind is ErrorKind.GENERATION
     assert not rig.client.availability.healthy
 
@@ -221,10 +125,10 @@ def test_failure_ends_every_sequence_and_refuses_new_ones(rig: Rig) -> None:
 def test_draining_refuses_new_sequences_and_finishes_old_ones(rig: Rig) -> None:
     rig.serve()
     events, message = rig.submit()
-    rig.wire.broadcast("draining")
+    rig.launcher.broadcast(phase="draining")
     rig.wait_for("draining")
     with pytest.raises(RequestError, match="shutting down") as caught:
-        rig.client.submit(REQUEST, print)
+        rig.put()
     assert caught.value.kind is ErrorKind.UNHEALTHY
     final = Delta(message.sequence_id, [3], finish_reason="eos_token")
     rig.step(final)
@@ -232,39 +136,48 @@ def test_draining_refuses_new_sequences_and_finishes_old_ones(rig: Rig) -> None:
 
 
 def test_a_silent_launcher_is_dead(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.front.engine_client.HEARTBEAT_WAIT_MS", 60)
+    monkeypatch.setattr("serving.front.launcher_link.HEARTBEAT_WAIT_MS", 60)
     rig.serve()
     events, _ = rig.submit()
     gevent.sleep(1.1)  # the wait that was under way still has its old length
-    rig.wire.silent.set()
+    rig.launcher.silent.set()
     error = events.get(timeout=5)
     assert isinstance(error, RequestError)
     assert str(error) == "Request failed during generation: the launcher has died"
+    assert rig.client.availability.message == "the launcher has died"
 
 
 def test_an_unreadable_message_harms_nobody(rig: Rig) -> None:
     rig.serve()
     events, message = rig.submit()
-    rig.wire._router.send_multipart([rig.worker, b"\x00"])
+    rig.engines[0].send_bytes(rig.worker, b"\x00")
     rig.step(Delta(message.sequence_id, [1]))
     assert events.get(timeout=5).token_ids == [1]
 
 
+def test_a_repeated_ready_changes_nothing(rig: Rig) -> None:
+    rig.serve()
+    events, message = rig.submit()
+    rig.engines[0].send(rig.worker, Ready(1, rig.engines[0].info))
+    rig.step(Delta(message.sequence_id, [1]))
+    assert events.get(timeout=5).token_ids == [1]
+    assert rig.is_silent()
+    assert rig.resumed == []
+    assert rig.prepared == [60]
+
+
 def test_request_waits_for_a_worker_that_is_late(rig: Rig) -> None:
     """Another worker was ready first, so a client may already have seen a 200 on /health."""
-    rig.wire.broadcast("serving")
-    with gevent.Timeout(10):
-        while rig.client._status.phase != "serving":
-            gevent.sleep(0.005)
+    rig.launcher.serve()
+    rig.wait_until(lambda: rig.client._status.phase == "serving")
     waiting = gevent.spawn(rig.client.wait_if_late)
     gevent.sleep(0)
     assert not waiting.dead
-    gevent.get_hub().threadpool.apply(rig.wire.greet)
+    rig.greet()
     waiting.get(timeout=10)
     assert rig.client.availability.phase == "serving"
 
 
 def test_request_does_not_wait_while_the_server_starts(rig: Rig) -> None:
-    rig.wire.broadcast("starting")
     with gevent.Timeout(1):
         rig.client.wait_if_late()

@@ -112,28 +112,35 @@ def test_engine_metrics_have_tgis_names() -> None:
 PROCESS = """
 import sys
 from prometheus_client import CollectorRegistry
-from serving.metrics import EngineMetrics, FrontMetrics, merged_registry, render
-for number in range(int(sys.argv[2])):
+from serving.metrics import EngineMetrics, FrontMetrics, merged_registry, render, use_identity
+directory, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+use_identity(name)
+for _ in range(number):
     FrontMetrics(CollectorRegistry()).request_count.inc()
-EngineMetrics(CollectorRegistry()).sizes(int(sys.argv[2]), 0, 0, 0.0)
-print(render(merged_registry(sys.argv[1])).decode())
+EngineMetrics(CollectorRegistry()).sizes(number, 0, 0, number / 10)
+print(render(merged_registry(directory)).decode())
 """
 
 
-def test_processes_are_added_up_but_gauges_are_the_latest(tmp_path: Path) -> None:
+def test_processes_are_added_up_and_a_restarted_engine_has_the_gauges_of_the_former(
+    tmp_path: Path,
+) -> None:
     pages = [
         subprocess.run(
-            [sys.executable, "-c", PROCESS, str(tmp_path), count],
+            [sys.executable, "-c", PROCESS, str(tmp_path), name, number],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
             check=True,
             capture_output=True,
             text=True,
         ).stdout.splitlines()
-        for count in ("3", "2")
+        for name, number in (("engine-0", "3"), ("engine-0", "2"), ("engine-1", "1"))
     ]
-    assert "tgi_request_count 3.0" in pages[0]
-    assert "tgi_request_count 5.0" in pages[1]
-    assert "tgi_queue_size 2.0" in pages[1]
+    for page, requests, waiting, kv_usage in zip(
+        pages, (3.0, 5.0, 6.0), (3.0, 2.0, 3.0), (0.3, 0.2, 0.2), strict=True
+    ):
+        assert f"tgi_request_count {requests}" in page
+        assert f"tgi_queue_size {waiting}" in page
+        assert f"tgi_kv_cache_usage_ratio {kv_usage}" in page
 
 
 def test_a_request_is_counted_and_measured(

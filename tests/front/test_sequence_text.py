@@ -134,3 +134,15 @@ def test_the_clock_separates_queue_and_inference(model: LoadedModel) -> None:
     assert clock.admitted == clock.submitted + 5
     assert clock.admitted <= clock.first_token <= clock.last_token
     assert len(clock.gaps) == 2
+
+
+def test_the_times_and_prompt_of_the_first_engine_stay(model: LoadedModel) -> None:
+    """A resumed sequence is admitted again, and its engine does not score the prompt again."""
+    target = sequence(model)
+    token_ids = ids(model, " sky is")
+    target.push(Delta(0, token_ids[:1], [-1.0], admitted_ns=5, prompt_logprobs=[-0.5, -0.25]))
+    first = target.clock.first_token
+    target.push(Delta(0, token_ids[1:], [-1.0], finish_reason="length", admitted_ns=7))
+    assert (target.clock.admitted, target.clock.first_token) == (5, first)
+    assert target.prompt_logprobs == [-0.5, -0.25]
+    assert len(target.clock.gaps) == 1

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.protocol.messages import Delta, Generate, Step
 from serving.settings import Settings
-from tests.support.fake_engine import WireEngine
+from tests.support.fake_engine import WireEngine, WireLauncher
 
 PROMPT = {"inputs": "the sky is"}
 BLUE = 297  # " blue" in the tiny tokenizer
@@ -40,7 +40,8 @@ class Server:
         settings = Settings(model_id="org/model", hostname="127.0.0.1", port=self.port)
         settings_file = directory / "settings.json"
         settings_file.write_bytes(msgspec.json.encode(settings))
-        self.wire = WireEngine(directory, model_directory)
+        self.engine = WireEngine(directory, model_directory)
+        self.launcher = WireLauncher(directory)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving.front", str(settings_file), str(directory)],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics")},
@@ -60,8 +61,8 @@ class Server:
         raise TimeoutError(f"/ping was never {status}")
 
     def serve(self) -> None:
-        self.wire.greet(workers=2)
-        self.wire.broadcast("serving")
+        self.engine.greet(workers=2)
+        self.launcher.serve()
         for _ in range(8):  # both workers, whichever answers
             self.wait_for_ping(200)
 
@@ -87,13 +88,14 @@ class Server:
             finish_reason="length" if end else None,
             admitted_ns=time.monotonic_ns(),
         )
-        self.wire.send(worker, Step(self.wire.epoch, [delta]))
+        self.engine.send(worker, Step(self.engine.epoch, [delta]))
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate(timeout=10)
-        self.wire.close()
+        self.engine.close()
+        self.launcher.close()
 
 
 class Call:
@@ -132,14 +134,14 @@ def own_server(tmp_path: Path, model_directory: Path) -> Iterator[Server]:
 
 def test_a_request_crosses_all_processes(server: Server) -> None:
     call = server.post("/generate")
-    worker, request = server.wire.receive_generate()
+    worker, request = server.engine.receive_generate()
     server.step(worker, request, end=True)
     assert call.response().text == '{"generated_text":" blue"}'
 
 
 def test_a_stream_arrives_token_by_token(server: Server) -> None:
     with httpx.stream("POST", f"{server.url}/generate_stream", json=PROMPT, timeout=30) as response:
-        worker, request = server.wire.receive_generate()
+        worker, request = server.engine.receive_generate()
         assert response.headers["content-type"] == "text/event-stream"
         lines = response.iter_lines()
         server.step(worker, request, end=False)
@@ -153,26 +155,26 @@ def test_a_stream_arrives_token_by_token(server: Server) -> None:
 def test_a_client_that_hangs_up_is_aborted_at_once(server: Server, path: str) -> None:
     PROMPT["prompt"] = "the sky is"
     connection = server.connect(path)
-    worker, request = server.wire.receive_generate()
+    worker, request = server.engine.receive_generate()
     connection.close()
-    assert server.wire.receive_abort()[1].sequence_id == request.sequence_id
-    assert worker in server.wire.workers
+    assert server.engine.receive_abort()[1].sequence_id == request.sequence_id
+    assert worker in server.engine.workers
 
 
 def test_a_client_that_hangs_up_during_its_stream_is_aborted(server: Server) -> None:
     connection = server.connect("/generate_stream")
-    worker, request = server.wire.receive_generate()
+    worker, request = server.engine.receive_generate()
     server.step(worker, request, end=False)
     assert connection.recv(12) == b"HTTP/1.1 200"
     connection.close()
-    assert server.wire.receive_abort()[1].sequence_id == request.sequence_id
+    assert server.engine.receive_abort()[1].sequence_id == request.sequence_id
 
 
 def test_a_connection_serves_several_requests(server: Server) -> None:
     with httpx.Client(timeout=30) as client:
         for _ in range(2):
             call = Call(lambda: client.post(f"{server.url}/generate", json=PROMPT))
-            worker, request = server.wire.receive_generate()
+            worker, request = server.engine.receive_generate()
             server.step(worker, request, end=True)
             assert call.response().status_code == 200
 
@@ -192,14 +194,14 @@ def test_metrics_of_all_workers_are_added_up_on_one_page(own_server: Server) -> 
     own_server.serve()
     calls = 2
     call = own_server.post("/generate")
-    first, request = own_server.wire.receive_generate()
+    first, request = own_server.engine.receive_generate()
     own_server.step(first, request, end=True)
     assert call.response().status_code == 200
     pid = int(first.split(b"-")[0])
     os.kill(pid, signal.SIGSTOP)  # the other worker has to take the next one
     try:
         call = own_server.post("/generate")
-        second, request = own_server.wire.receive_generate()
+        second, request = own_server.engine.receive_generate()
         own_server.step(second, request, end=True)
         assert call.response().status_code == 200
     finally:
@@ -229,9 +231,9 @@ def test_sigterm_finishes_streams_and_closes_idle_connections(own_server: Server
     with httpx.Client() as idle:
         idle.get(f"{own_server.url}/ping")
         call = own_server.post("/generate_stream")
-        worker, request = own_server.wire.receive_generate()
+        worker, request = own_server.engine.receive_generate()
         own_server.step(worker, request, end=False)
-        own_server.wire.broadcast("draining")
+        own_server.launcher.broadcast(phase="draining", healthy=False)
         own_server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         own_server.step(worker, request, end=True)
@@ -242,16 +244,16 @@ def test_sigterm_finishes_streams_and_closes_idle_connections(own_server: Server
 def test_streams_survive_a_restart_of_the_engine(own_server: Server) -> None:
     own_server.serve()
     call = own_server.post("/generate_stream")
-    worker, request = own_server.wire.receive_generate()
+    worker, request = own_server.engine.receive_generate()
     own_server.step(worker, request, end=False)
     # A second request proves that the worker has read the first one's token.
     probe = own_server.post("/generate")
-    other, second = own_server.wire.receive_generate()
+    other, second = own_server.engine.receive_generate()
     own_server.step(other, second, end=True)
     probe.response()
-    own_server.wire.die()
-    own_server.wire.restart()
-    worker, resumed = own_server.wire.receive_generate()
+    own_server.engine.restart()
+    own_server.launcher.broadcast(epochs=[2])
+    worker, resumed = own_server.engine.receive_generate()
     assert resumed.resume_token_ids == [BLUE]
     own_server.step(worker, resumed, end=True)
     assert '"generated_text":" blue blue"' in call.response().text
@@ -275,7 +277,7 @@ def test_an_unusable_tokenizer_ends_the_process(tmp_path: Path) -> None:
     run_directory.mkdir()
     server = Server(run_directory, tmp_path / "empty")
     try:
-        server.wire.greet()
+        server.engine.greet()
         output, _ = server.process.communicate(timeout=30)
     finally:
         server.close()

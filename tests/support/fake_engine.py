@@ -1,4 +1,4 @@
-"""Two engines without a model: one behind the routes, one behind the wire."""
+"""Engines without a model: one behind the routes, and one of a group, behind the wire."""
 
 import threading
 from collections import deque
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+from msgspec.structs import replace
 
 from serving.errors import RequestError
 from serving.front.engine_client import Availability
@@ -20,7 +21,6 @@ from serving.protocol.messages import (
     FinishReason,
     Generate,
     Hello,
-    Phase,
     Ready,
     Status,
     ToEngine,
@@ -108,64 +108,44 @@ class ScriptedEngine:
 
 
 class WireEngine:
-    """Engine rank 0 and launcher as one worker sees them: the real sockets, driven by a test.
+    """Rank 0 of one group as the workers see it: the real socket, driven by a test."""
 
-    `received()` waits for the next message of a worker, Hello excepted, which is answered with
-    Ready of the current epoch as long as `ready` is set.
-    """
-
-    def __init__(self, run_directory: Path, model_path: Path, epoch: int = 1) -> None:
-        self._directory = run_directory
+    def __init__(self, run_directory: Path, model_path: Path, group: int = 0) -> None:
+        """Bind the group's socket as the engine of epoch 1."""
+        self.group = group
+        self._path = run_directory / f"engine-{group}.sock"
         self._context = zmq.Context()
-        self._status = Status(epoch, "starting")
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self.silent = threading.Event()  # set: the launcher is dead
-        self._control = self._context.socket(zmq.PUB)
-        self._control.bind(f"ipc://{run_directory / 'control.sock'}")
-        self._router = self._bind_router()
         self.info = engine_info(model_path)
-        self.epoch = epoch
-        self.workers: list[bytes] = []
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
-
-    def close(self) -> None:
-        """Stop the heartbeat and close the sockets."""
-        self._stopped.set()
-        self._heart.join()
-        self._control.close(linger=0)
-        self._router.close(linger=0)
-        self._context.term()
-
-    def broadcast(self, phase: Phase, message: str = "", epoch: int | None = None) -> None:
-        """Change the launcher's status."""
-        with self._lock:
-            self._status = Status(self.epoch if epoch is None else epoch, phase, message)
-            self._control.send(encode(self._status))
-
-    def die(self) -> None:
-        """Close the engine's socket, as a killed process does."""
-        self._router.close(linger=0)
+        self.epoch = 0
+        self.restart()
 
     def restart(self) -> None:
-        """A new engine of the next epoch binds the socket."""
+        """An engine of the next epoch binds the socket; a living one dies before."""
+        self.die()
         self.epoch += 1
-        self._router = self._bind_router()
-        self.broadcast("starting")
+        self.workers: list[bytes] = []
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.router_mandatory = 1
+        self._router.bind(f"ipc://{self._path}")
 
-    def receive(self, seconds: float = 5.0) -> tuple[bytes, ToEngine]:
-        """The next message of a worker that is not a Hello; those are answered."""
+    def die(self) -> None:
+        """Close the socket, as a killed process does."""
+        if self.epoch:
+            self._router.close(linger=0)
+
+    def close(self) -> None:
+        """Close everything."""
+        self.die()
+        self._context.term()
+
+    def receive(self, seconds: float = 5.0) -> tuple[bytes, Generate | Abort]:
+        """The next message of a worker that is not a Hello; those are answered with Ready."""
         while True:
             if not self._router.poll(int(seconds * 1000)):
                 raise TimeoutError(f"no message within {seconds} s")
-            worker, data = self._router.recv_multipart()
-            message = decode_to_engine(data)
+            worker, message = self._take()
             if not isinstance(message, Hello):
                 return worker, message
-            if worker not in self.workers:
-                self.workers.append(worker)
-            self.send(worker, Ready(self.epoch, self.info))
 
     def receive_generate(self) -> tuple[bytes, Generate]:
         """The next message, which must be a Generate."""
@@ -182,21 +162,66 @@ class WireEngine:
     def greet(self, workers: int = 1) -> None:
         """Answer Hellos until so many workers are known."""
         while len(self.workers) < workers:
-            worker, data = self._router.recv_multipart()
-            assert isinstance(decode_to_engine(data), Hello)
-            if worker not in self.workers:
-                self.workers.append(worker)
-            self.send(worker, Ready(self.epoch, self.info))
+            _, message = self._take()
+            assert isinstance(message, Hello), message
 
     def send(self, worker: bytes, message: ToFront) -> None:
         """Send to one worker."""
-        self._router.send_multipart([worker, encode(message)])
+        self.send_bytes(worker, encode(message))
 
-    def _bind_router(self) -> zmq.Socket[bytes]:
-        router = self._context.socket(zmq.ROUTER)
-        router.router_mandatory = 1
-        router.bind(f"ipc://{self._directory / 'engine.sock'}")
-        return router
+    def can_send(self, worker: bytes, message: ToFront) -> bool:
+        """Send to one worker; False if it has not connected yet."""
+        try:
+            self.send(worker, message)
+        except zmq.ZMQError:  # host unreachable
+            return False
+        return True
+
+    def send_bytes(self, worker: bytes, data: bytes) -> None:
+        """Send anything to one worker."""
+        self._router.send_multipart([worker, data])
+
+    def _take(self) -> tuple[bytes, ToEngine]:
+        worker, data = self._router.recv_multipart()
+        message: ToEngine = decode_to_engine(data)
+        if isinstance(message, Hello):
+            if worker not in self.workers:
+                self.workers.append(worker)
+            self.send(worker, Ready(self.epoch, self.info))
+        return worker, message
+
+
+class WireLauncher:
+    """The launcher as the workers hear it: a status, and the same one again as a heartbeat."""
+
+    def __init__(self, run_directory: Path, groups: int = 1) -> None:
+        """Begin with "starting", every group in its first epoch."""
+        self._status = Status("starting", [1] * groups)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self.silent = threading.Event()  # set: the launcher is dead
+        self._context = zmq.Context()
+        self._control = self._context.socket(zmq.PUB)
+        self._control.bind(f"ipc://{run_directory / 'control.sock'}")
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def close(self) -> None:
+        """Stop the heartbeat and close the socket."""
+        self._stopped.set()
+        self._heart.join()
+        self._control.close(linger=0)
+        self._context.term()
+
+    def broadcast(self, **changes: object) -> None:
+        """Change fields of the status and send it."""
+        with self._lock:
+            self._status = replace(self._status, **changes)
+            self._control.send(encode(self._status))
+
+    def serve(self) -> None:
+        """The first engine is ready."""
+        self.broadcast(phase="serving", healthy=True)
 
     def _beat(self) -> None:
         while not self._stopped.wait(0.25):
