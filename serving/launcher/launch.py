@@ -1,37 +1,38 @@
 """Start the server's processes, watch them, drain and end them; PID 1 of the container.
 
-Runs in the launcher, in one thread around one `select`. Comes in: settings, signals, the engine's
+Runs in the launcher, in one thread around one `select`. Comes in: settings, signals, the ranks'
 reports, deaths of children. Goes out: the front (first, so that the port answers at once), the
-engine, the broadcast `Status`, one last line. `Launcher.run` is the table of contents. Next:
-`front/__main__.py` and `engine/process.py`.
+engine groups, the broadcast `Status`, one last line. `Launcher.run` is the table of contents.
+Next: `engine_groups.py`, `front/__main__.py` and `engine/process.py`.
 """
 
 import contextlib
 import logging
 import selectors
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
 from serving.errors import StartupError
-from serving.launcher.engine_process import EngineProcess
+from serving.launcher.engine_groups import EngineGroups, ServerFailed
+from serving.launcher.model_search import ModelSearch
 from serving.launcher.port_check import check_port_is_free
+from serving.launcher.rank_process import RankCommand
 from serving.launcher.run_directory import RunDirectory, run_directory
 from serving.launcher.status_broadcast import StatusBroadcast
 from serving.launcher.supervision import Child, SignalPipe, reap_orphans
-from serving.models.hub import resolve_model, with_mounted_model
-from serving.protocol.messages import Phase, Progress, Started
-from serving.settings import NO_MODEL, Settings
+from serving.launcher.turn_clock import TurnClock
+from serving.models.hub import with_mounted_model
+from serving.protocol.messages import Phase, Status
+from serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 PLATFORM_GRACE = 25.0  # seconds to drain at most: SageMaker kills 30 s after SIGTERM
-CLOSING_SECONDS = 3.0  # of the grace, kept for the last errors and for stopping the engine
+CLOSING_SECONDS = 3.0  # of the grace, kept for the last errors and for stopping the engines
 ANNOUNCE_SECONDS = 0.5  # between "draining" and the closing of the port
 ERROR_SECONDS = 1.0  # for fronts to end live requests with an error
 STOP_SECONDS = 1.0  # for a process to leave after SIGTERM, once nobody waits for it
@@ -48,10 +49,6 @@ class Commands:
 
 class Shutdown(Exception):
     """A signal asks the server to stop."""
-
-
-class ServerFailed(Exception):
-    """A process died while the server was serving; `str()` says which and how."""
 
 
 def launch(settings: Settings, environ: Mapping[str, str], commands: Commands | None = None) -> int:
@@ -88,11 +85,15 @@ class Launcher:
         self._environ = {**environ, "PROMETHEUS_MULTIPROC_DIR": str(directory.metrics)}
         self._commands = commands
         self._signals = SignalPipe()
-        self._status = StatusBroadcast(directory.control_socket)
+        self._broadcast = StatusBroadcast(directory.control_socket)
+        self._phase: Phase = "starting"
+        self._message = ""
+        self._clock = TurnClock()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
+        self._selector.register(self._signals, selectors.EVENT_READ)
+        how = RankCommand(commands.engine, directory, self._environ)
+        self._groups = EngineGroups(how, settings, self._selector, self._clock)
         self._front: Child | None = None
-        self._engine: EngineProcess | None = None
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -102,12 +103,7 @@ class Launcher:
         Raises `StartupError` if the server could not start; its processes are stopped by then.
         """
         try:
-            self._start_front()
-            model_path = self._model_path()
-            self._start_engine(model_path, epoch=1)
-            self._watch_until(lambda: False)
-        except Shutdown:
-            self._drain()
+            self._serve_and_drain()
         except ServerFailed as failure:
             self._fail(str(failure))
             logger.error("server failed: %s", failure)
@@ -122,97 +118,76 @@ class Launcher:
         """Kill what is left of the children, then release sockets and signals."""
         if self._front is not None:
             self._front.kill_group()
-        if self._engine is not None:
-            self._engine.close()
-        self._status.close()
+        self._groups.close()
+        self._broadcast.close()
         self._selector.close()
         self._signals.close()
 
-    # --- start ---------------------------------------------------------------------------------
+    def _serve_and_drain(self) -> None:
+        """Serve until a signal, then let requests finish. Raises what ends the server early."""
+        try:
+            self._start_front()
+            search = ModelSearch(self._settings, self._signals.wake)
+            self._serve_until(search.is_over)  # the ranks import their modules meanwhile
+            self._groups.assign(search.path())
+            self._serve_until(lambda: False)
+        except Shutdown:
+            self._drain()
 
-    def _start_front(self) -> None:
-        command = (*self._commands.front, str(self._directory.settings), str(self._directory.path))
-        self._front = Child("front", command, self._environ)
-
-    def _model_path(self) -> Path:
-        """Resolve the model in a thread, so that heartbeats and signals go on meanwhile."""
-        if self._settings.model_id == NO_MODEL and self._settings.weights_cache_override is None:
-            logger.info("no model id is given: serving the embedded demo model")
-        found: list[Path | Exception] = []
-
-        def work() -> None:
-            try:
-                found.append(resolve_model(self._settings))
-            except Exception as error:  # raised again below, in the main thread
-                found.append(error)
-            self._signals.wake()
-
-        # A daemon: a download must not outlive a SIGTERM.
-        threading.Thread(target=work, name="model files", daemon=True).start()
-        self._watch_until(lambda: bool(found))
-        if isinstance(found[0], Exception):
-            raise found[0]
-        return found[0]
-
-    def _start_engine(self, model_path: Path, epoch: int) -> None:
-        command, environ = self._commands.engine, self._environ
-        self._engine = EngineProcess(command, self._directory, model_path, epoch, environ)
-        self._selector.register(self._engine.reports, selectors.EVENT_READ, self._on_report)
-        self._change_status("starting")
-
-    # --- events --------------------------------------------------------------------------------
+    # --- turns ---------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Wait, a heartbeat at most, for events; handle them; send the heartbeat if it is due."""
-        for key, _ in self._selector.select(self._status.seconds_left()):
-            key.data()
-        self._status.beat()
+        """Wait, a heartbeat at most, for a signal or a report; tell the state of the server."""
+        events = self._selector.select(self._broadcast.seconds_left())
+        self._clock.tick()
+        if any(key.fileobj is self._signals for key, _ in events):
+            self._signals.read()
+            front = [] if self._front is None else [self._front.pid]
+            reap_orphans([*front, *self._groups.pids])
+        self._tell()
 
-    def _turn_until(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Turn until `done()`, so many seconds at most; whether it is done."""
+    def _supervised_turn(self) -> None:
+        """A turn in which engines are watched and started. Raises what ends the server."""
+        self._groups.start_due()
+        self._turn()
+        self._groups.watch()
+        self._note_readiness()
+        self._tell()  # before anything is started: fronts wait for it
+
+    def _turn_until(self, done: Callable[[], bool], seconds: float, supervised: bool) -> None:
+        """Turn until `done()`, so many seconds at most."""
+        turn = self._supervised_turn if supervised else self._turn
         deadline = time.monotonic() + seconds
         while not done() and time.monotonic() < deadline:
-            self._turn()
-        return done()
+            turn()
 
-    def _watch_until(self, done: Callable[[], bool]) -> None:
+    def _serve_until(self, done: Callable[[], bool]) -> None:
         """Turn until `done()`. Raises `Shutdown` on a signal, and what a child's death means."""
         while not done():
-            self._turn()
+            self._supervised_turn()
             if self._signals.stop is not None:
                 logger.info("%s: draining", self._signals.stop.name)
                 raise Shutdown
             if self._front_is_gone():
                 self._on_front_death()
-            if self._engine is not None and self._engine.is_gone():
-                self._on_engine_death(self._engine)
 
-    def _on_signal(self) -> None:
-        self._signals.read()
-        reap_orphans([child.pid for child in self._children()])
+    # --- state ---------------------------------------------------------------------------------
 
-    def _on_report(self) -> None:
-        """Take the engine's reports; once it has started, the server serves."""
-        if self._engine is None:
+    def _tell(self) -> None:
+        message = self._groups.phase if self._phase == "starting" else self._message
+        healthy = self._phase == "serving" and self._groups.are_healthy
+        groups = self._groups
+        self._broadcast.tell(Status(self._phase, groups.epochs, healthy, message, groups.poisoned))
+
+    def _change_phase(self, phase: Phase, message: str = "") -> None:
+        self._phase, self._message = phase, message
+        self._tell()
+
+    def _note_readiness(self) -> None:
+        """The first group that serves makes the server ready."""
+        if self._phase != "starting" or not self._groups.has_served:
             return
-        reports = self._engine.reports
-        for message in reports.read():
-            if isinstance(message, Progress):
-                logger.debug("engine: %s", message.phase)  # the engine logs it too
-                if not self._engine.has_started:
-                    self._change_status("starting", message.phase)
-            elif isinstance(message, Started):
-                self._engine.has_started = True
-                self._change_status("serving")
-                self._log_ready()
-        if not reports.is_open:
-            self._ignore_reports()
-
-    def _ignore_reports(self) -> None:
-        if self._engine is not None and self._engine.reports in self._selector.get_map():
-            self._selector.unregister(self._engine.reports)
-
-    def _log_ready(self) -> None:
+        self._change_phase("serving")
         logger.info(
             "ready: serving %s on http://%s:%s, %.1f s after the start",
             self._settings.model_id or "the embedded demo model",
@@ -221,71 +196,63 @@ class Launcher:
             time.monotonic() - self._started_at,
         )
 
-    def _on_front_death(self) -> None:
-        how = self._front.exit_text() if self._front is not None else "not started"
-        if self._is_serving():
-            raise ServerFailed(f"the HTTP front died: {how}")
-        cause = f"the HTTP front ended with {how}"
-        raise StartupError("HTTP front", cause, "see the front's lines above")
+    # --- front ---------------------------------------------------------------------------------
 
-    def _on_engine_death(self, engine: EngineProcess) -> None:
-        """Decide what follows the death of the engine: at present, the end of the server."""
-        if engine.reports.crash is None:
-            self._on_report()  # its last words may still be in the pipe
-        if engine.has_started:
-            raise ServerFailed(engine.death())
-        raise engine.startup_error()
-
-    # --- state ---------------------------------------------------------------------------------
-
-    def _children(self) -> list[Child]:
-        engine = self._engine.child if self._engine is not None else None
-        return [child for child in (self._front, engine) if child is not None]
+    def _start_front(self) -> None:
+        command = (*self._commands.front, str(self._directory.settings), str(self._directory.path))
+        self._front = Child("front", command, self._environ)
 
     def _front_is_gone(self) -> bool:
         return self._front is None or self._front.has_exited()
 
-    def _nobody_answers(self) -> bool:
-        """Whether requests in flight cannot end well any more, or there are none."""
-        return self._front_is_gone() or self._engine is None or self._engine.is_gone()
-
-    def _is_serving(self) -> bool:
-        return self._engine is not None and self._engine.has_started
-
-    def _change_status(self, phase: Phase, message: str = "") -> None:
-        epoch = self._engine.epoch if self._engine is not None else 0
-        self._status.change(epoch, phase, message)
+    def _on_front_death(self) -> None:
+        how = self._front.exit_text() if self._front is not None else "not started"
+        if self._groups.has_served:
+            raise ServerFailed(f"the HTTP front died: {how}")
+        cause = f"the HTTP front ended with {how}"
+        raise StartupError("HTTP front", cause, "see the front's lines above")
 
     # --- end -----------------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        """Announce the end, let requests finish, fail the rest, stop; under 25 s in all."""
+        """Announce the end, let requests finish, fail the rest, stop; under 25 s in all.
+
+        Engines are restarted as ever meanwhile, so that streams can finish. Raises `ServerFailed`
+        when none is left.
+        """
+        has_served = self._groups.has_served
         grace = min(self._settings.graceful_termination_timeout, PLATFORM_GRACE)
-        seconds = max(0.0, grace - CLOSING_SECONDS) if self._is_serving() else 0.0
+        seconds = max(0.0, grace - CLOSING_SECONDS) if has_served else 0.0
         deadline = time.monotonic() + seconds
-        self._ignore_reports()  # an engine that is still loading must not undo the status
-        self._change_status("draining", SHUTDOWN_MESSAGE)
-        self._turn_until(self._front_is_gone, min(ANNOUNCE_SECONDS, seconds))
+        self._groups.want_no_standby()
+        self._change_phase("draining", SHUTDOWN_MESSAGE)
+        self._turn_until(self._front_is_gone, min(ANNOUNCE_SECONDS, seconds), supervised=True)
         if self._front is not None:
             self._front.terminate()
-        self._turn_until(self._nobody_answers, deadline - time.monotonic())
-        if self._is_serving() and not self._front_is_gone():
-            self._change_status("failed", SHUTDOWN_MESSAGE)
-            self._turn_until(self._front_is_gone, ERROR_SECONDS)
-        self._stop_children()
+        self._turn_until(self._front_is_gone, deadline - time.monotonic(), supervised=True)
+        if has_served and not self._front_is_gone():
+            self._fail(SHUTDOWN_MESSAGE)
+        else:
+            self._stop_children()
 
     def _fail(self, message: str) -> None:
         """Let fronts end every live request with `message`, then stop the rest."""
-        self._ignore_reports()
-        self._change_status("failed", message)
-        if self._is_serving():
-            self._turn_until(self._front_is_gone, ERROR_SECONDS)
+        self._groups.ignore_reports()
+        self._change_phase("failed", message)
+        if self._groups.has_served:
+            self._turn_until(self._front_is_gone, ERROR_SECONDS, supervised=False)
         self._stop_children()
 
     def _stop_children(self) -> None:
-        children = self._children()
-        for child in children:
-            child.terminate()
-        self._turn_until(lambda: all(child.has_exited() for child in children), STOP_SECONDS)
-        for child in children:
-            child.kill_group()
+        """SIGTERM, and soon SIGKILL, for everything; nothing is started any more."""
+        self._groups.ignore_reports()
+        self._groups.terminate()
+        if self._front is not None:
+            self._front.terminate()
+        self._turn_until(self._have_exited, STOP_SECONDS, supervised=False)
+        self._groups.close()
+        if self._front is not None:
+            self._front.kill_group()
+
+    def _have_exited(self) -> bool:
+        return self._front_is_gone() and self._groups.have_exited()

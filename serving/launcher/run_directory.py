@@ -31,10 +31,13 @@ class RunDirectory:
         """Settings of this server, as JSON."""
         return self.path / "settings.json"
 
-    @property
-    def engine_socket(self) -> Path:
-        """Bound by the engine: requests in, tokens out."""
-        return self.path / "engine.sock"
+    def engine_socket(self, group: int) -> Path:
+        """Bound by rank 0 of the group: requests in, tokens out."""
+        return self.path / f"engine-{group}.sock"
+
+    def rendezvous(self, group: int, epoch: int) -> Path:
+        """File through which the ranks of a group find each other, in this epoch only."""
+        return self.path / f"rendezvous-{group}-{epoch}"
 
     @property
     def control_socket(self) -> Path:
@@ -59,12 +62,12 @@ def run_directory(settings: Settings) -> Iterator[RunDirectory]:
     except OSError as error:
         raise StartupError("run directory", f"cannot make it: {error}", remedy) from error
     try:
-        length = len(str(directory.control_socket).encode())
+        longest = directory.engine_socket(settings.num_replicas - 1)
+        length = len(str(longest).encode())
         if length > LONGEST_SOCKET_PATH:
             raise StartupError(
                 "run directory",
-                f"the socket path {directory.control_socket} has {length} bytes, "
-                f"the limit is {LONGEST_SOCKET_PATH}",
+                f"the socket path {longest} has {length} bytes, the limit is {LONGEST_SOCKET_PATH}",
                 remedy,
             )
         directory.metrics.mkdir()

@@ -66,10 +66,14 @@ class Child:
         """Ask the process itself to stop; what it started is its own business."""
         self._process.terminate()
 
-    def kill_group(self) -> None:
-        """Kill the process and everything left of its group, also when it is gone itself."""
+    def send_kill(self) -> None:
+        """Kill the process and everything left of its group; does not wait for the end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Kill the process and everything left of its group, also when it is gone itself."""
+        self.send_kill()
         self._process.wait()
 
 

@@ -11,8 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 START_SECONDS = 60
 STOP_SECONDS = 30
@@ -85,18 +88,51 @@ class LiveServer:
 
     def engine_pid(self) -> int:
         """Process id of the engine."""
-        import psutil
+        return self.rank_pid(0)
 
-        for child in psutil.Process(self.process.pid).children():
-            if "serving.engine" in child.cmdline():
-                return child.pid
-        raise AssertionError("no engine is running")
+    def rank_pids(self, rank: int, group: int = 0) -> list[int]:
+        """Process ids of a rank, and behind it of its standby, if there is one."""
+        wanted = [["--group", str(group)], ["--rank", str(rank)]]
+        found = [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if all(pair in _pairs(child) for pair in wanted)
+        ]
+        return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
+
+    def rank_pid(self, rank: int, group: int = 0) -> int:
+        """Process id of a rank that is running."""
+        pids = self.rank_pids(rank, group)
+        assert pids, f"rank {rank} of group {group} is not running"
+        return pids[0]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the HTTP workers."""
+        masters = [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if ["-m", "serving.front"] in _pairs(child)
+        ]
+        return [worker.pid for master in masters for worker in master.children()]
+
+    def process_ids(self) -> list[int]:
+        """Every process of the server."""
+        launcher = psutil.Process(self.process.pid)
+        return [launcher.pid, *(child.pid for child in launcher.children(recursive=True))]
 
     def _status(self, path: str) -> int:
         try:
             return self.request("GET", path)[0]
         except OSError:
             return 0
+
+
+def _pairs(process: psutil.Process) -> list[list[str]]:
+    """Arguments of a process, each with the next one; none if it has just ended."""
+    try:
+        return [list(pair) for pair in pairwise(process.cmdline())]
+    except psutil.Error:
+        return []
 
 
 def wait_for(condition: Any, what: str, seconds: float = START_SECONDS) -> None:

@@ -67,24 +67,23 @@ def test_sigterm_lets_a_running_stream_finish_and_exits_with_0(small_server: Liv
     assert small_server.process.wait(30) == 0
 
 
-def test_death_of_the_engine_ends_streams_with_an_error_and_the_launcher_with_1(
-    small_server: LiveServer,
-) -> None:
-    events = small_server.events("/generate_stream", LONG)
-    next(events)
-    answers: list[tuple[int, str]] = []
-    waiting = threading.Thread(
-        target=lambda: answers.append(small_server.request("POST", "/generate", LONG))
-    )
-    waiting.start()
-    wait_for(lambda: small_server.metric("tgi_batch_current_size") == 2, "both to run", 10)
-    os.kill(small_server.engine_pid(), signal.SIGKILL)
-    last = list(events)[-1]
-    waiting.join(20)
-    assert last["error_type"] == "generation"
-    assert (answers[0][0], json.loads(answers[0][1])["error_type"]) == (424, "generation")
-    assert small_server.process.wait(30) == 1
-    assert "the engine" in small_server.log.read_text().splitlines()[-1]
+def test_without_restarts_the_engines_death_is_one_error_each_and_exit_1(tmp_path: Path) -> None:
+    with live_server(tmp_path / "log", "--max-restarts", "0") as server:
+        events = server.events("/generate_stream", LONG)
+        next(events)
+        answers: list[tuple[int, str]] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(server.request("POST", "/generate", LONG))
+        )
+        waiting.start()
+        wait_for(lambda: server.metric("tgi_batch_current_size") == 2, "both to run", 10)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        last = list(events)[-1]
+        waiting.join(20)
+        assert last["error_type"] == "generation"
+        assert (answers[0][0], json.loads(answers[0][1])["error_type"]) == (424, "generation")
+        assert server.process.wait(30) == 1
+    assert "no engine is left" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
@@ -128,12 +127,20 @@ def test_port_in_use_is_named(tmp_path: Path) -> None:
     assert str(port) in line
 
 
-def test_pool_too_small_for_the_limit_is_a_start_up_failure(tmp_path: Path) -> None:
-    code, line = start_failure(
-        tmp_path, "--max-total-tokens", "512", "--max-batch-total-tokens", "64"
-    )
+def test_pool_too_small_for_any_sequence_is_a_start_up_failure(tmp_path: Path) -> None:
+    code, line = start_failure(tmp_path, "--max-batch-total-tokens", "16")
     assert code == 1
-    assert "not enough memory to handle `max_total_tokens` 512" in line
+    assert "not enough memory for the KV pool: it must have 2 blocks of 16 tokens" in line
+    assert "raise --max-batch-total-tokens" in line
+
+
+def test_limits_that_do_not_fit_are_lowered_and_the_log_says_so(tmp_path: Path) -> None:
+    arguments = ("--max-total-tokens", "512", "--max-batch-total-tokens", "64")
+    with live_server(tmp_path / "log", *arguments) as server:
+        assert server.post("/tokenize", {"inputs": "a"})
+        info = json.loads(server.request("GET", "/info")[1])
+        assert info["max_total_tokens"] == 64
+    assert "lowered `max_total_tokens` from 512 to 64" in (tmp_path / "log").read_text()
 
 
 def test_flag_without_its_feature_is_refused(tmp_path: Path) -> None:

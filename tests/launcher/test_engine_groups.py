@@ -1,0 +1,37 @@
+"""Groups whose processes cannot even be started."""
+
+import contextlib
+import os
+import selectors
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.errors import StartupError
+from serving.launcher.engine_groups import EngineGroups
+from serving.launcher.rank_process import RankCommand
+from serving.launcher.run_directory import RunDirectory
+from serving.launcher.turn_clock import TurnClock
+from serving.settings import Settings
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Iterator[EngineGroups]:
+    how = RankCommand((str(tmp_path / "no such program"),), RunDirectory(tmp_path), {})
+    with selectors.DefaultSelector() as selector:
+        found = EngineGroups(how, Settings(num_shard=2), selector, TurnClock())
+        with contextlib.closing(found):
+            yield found
+
+
+def num_open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_process_that_cannot_be_started_ends_the_start(groups: EngineGroups) -> None:
+    before = num_open_files()
+    groups.start_due()
+    with pytest.raises(StartupError, match="phase 'process start': rank 0 cannot be started: "):
+        groups.watch()
+    assert num_open_files() == before
