@@ -1,17 +1,24 @@
 """Times the engine alone, without HTTP: prompt throughput, decode steps, and the host's share.
 
-`python benchmarks/engine_steps.py --model DIR` loads the model as the server does and drives the
+`python -m benchmarks.engine_steps --model DIR` loads the model as the server does and drives the
 real `EngineLoop` through a mailbox in memory that still encodes every message. The host's share of
-a step is everything but the forward pass and the choice of tokens.
+a step is everything but the forward pass and the choice of tokens. With `--ranks N` the model is
+divided over N processes, which share the machine's threads; the others follow this one.
 """
 
+import contextlib
 import logging
 import os
 import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -19,22 +26,28 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from serving.engine import kv_cache
+from serving.engine import kv_cache, plan_channel, ranks
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
+from serving.engine.follower import FollowerLoop
 from serving.engine.grammar_compiler import GrammarCompiler
 from serving.engine.guidance import Guidance
+from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
+from serving.engine.leading_runner import LeadingRunner
+from serving.engine.life_signs import LifeSigns, Runner
 from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.engine.model_runner import ModelRunner, StepResult
 from serving.engine.plan import Plan
+from serving.engine.plan_channel import PlanSender
+from serving.engine.ranks import Place, RankGroup
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
 from serving.engine.watermark import Watermark
-from serving.layers.parallel import SINGLE
+from serving.kernels.dispatch import choose_ops
 from serving.metrics import EngineMetrics
 from serving.protocol import codec
 from serving.protocol.messages import Abort, Delta, EngineInfo, Generate, Step
@@ -43,6 +56,7 @@ from serving.settings import Settings
 
 BLOCK_SIZE = 16
 MAX_ROWS = 64
+NUM_BLOCKS = 2 * MAX_ROWS * 512 // BLOCK_SIZE
 
 
 class MemoryMailbox:
@@ -62,45 +76,52 @@ class MemoryMailbox:
         codec.encode(Step(0, deltas))
 
 
-class TimedRunner(ModelRunner):
+class TimedRunner:
     """Keeps the forward time of the last step."""
 
-    last_forward = 0.0
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.last_forward = 0.0
 
     def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
         """Run a step and remember its forward time."""
-        result = super().execute(plan, masks)
+        result = self._runner.execute(plan, masks)
         self.last_forward = result.forward_seconds
         return result
+
+
+def model_runner(model: LoadedModel) -> ModelRunner:
+    """The runner of one rank, with room for the largest measurement."""
+    table = RowTable(MAX_ROWS, model.context_length, BLOCK_SIZE)
+    sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
+    kv = kv_cache.allocate(model.shape, NUM_BLOCKS, model.device, MAX_ROWS)
+    return ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
 
 
 class Bench:
     """A loaded model and a loop; one run at a time."""
 
-    def __init__(self, model_path: Path, model: LoadedModel, token_budget: int) -> None:
+    def __init__(
+        self, path: Path, model: LoadedModel, token_budget: int, followers: PlanSender | None
+    ) -> None:
         self.vocab_size = model.decoder.spec.vocab_size
-        compiler = GrammarCompiler(model_path, self.vocab_size, [])
-        blocks = 2 * MAX_ROWS * 512 // BLOCK_SIZE
-        kv = kv_cache.allocate(model.shape, blocks, model.device, MAX_ROWS)
-        table = RowTable(MAX_ROWS, model.context_length, BLOCK_SIZE)
-        sampler = Sampler(model.ops, Watermark(gamma=0.5, delta=2.0))
-        self.runner = TimedRunner(
-            model.decoder, kv, table, sampler, model.device, model.padded_rows
-        )
-        self.scheduler = Scheduler(
-            BlockManager(blocks, BLOCK_SIZE, model.traits.shared_prefixes), MAX_ROWS, token_budget
-        )
+        runner = model_runner(model)
+        self.runner = TimedRunner(LeadingRunner(runner, followers) if followers else runner)
+        blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE, model.traits.shared_prefixes)
+        self.scheduler = Scheduler(blocks, MAX_ROWS, token_budget)
         info = EngineInfo("", "", "", "", 1, model.context_length, 1, self.vocab_size, [])
         self.mailbox = MemoryMailbox()
-        metrics = StepMetrics(EngineMetrics(CollectorRegistry()))
+        mailbox: Any = self.mailbox
+        guidance = Guidance(GrammarCompiler(path, self.vocab_size, []), self.vocab_size, [])
+        reports = silent_reports()
         self.loop = EngineLoop(
-            self.mailbox,  # type: ignore[arg-type]
+            Intake(mailbox, self.scheduler, guidance, reports, info, MAX_ROWS),
             self.scheduler,
+            guidance,
             self.runner,
-            Guidance(compiler, self.vocab_size, []),
-            metrics,
-            info,
-            MAX_ROWS,
+            mailbox,
+            LifeSigns(reports, self.runner, Plan([], [], [], [], 0)),
+            StepMetrics(EngineMetrics(CollectorRegistry())),
             check_idle=True,
         )
         self._next_id = 0
@@ -144,37 +165,93 @@ class Bench:
         return [whole for whole, _ in times], [host for _, host in times]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is measured, the same on every rank."""
+
+    model: Path
+    prompt_tokens: int
+    steps: int
+    token_budget: int
+    plain_torch: bool
+    ranks: int
+
+
 @click.command()
-@click.option("--model", "model_path", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--prompt-tokens", default=265, show_default=True)
 @click.option("--steps", default=30, show_default=True)
 @click.option("--token-budget", default=512, show_default=True)
 @click.option("--plain-torch", is_flag=True, help="without the compiled operations")
-def main(
-    model_path: Path, prompt_tokens: int, steps: int, token_budget: int, plain_torch: bool
-) -> None:
+@click.option("--ranks", default=1, show_default=True, help="processes the model is divided over")
+@click.option("--rank", default=0, hidden=True)
+@click.option("--run-dir", type=click.Path(path_type=Path), hidden=True)
+def main(rank: int, run_dir: Path | None, **given: Any) -> None:
     """Print a table of prompt throughput, decode step times and host overhead."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = Settings(model_id=str(model_path), disable_custom_kernels=plain_torch)
-    reports = LauncherReports(os.open(os.devnull, os.O_WRONLY))
+    options = Options(**given)
+    if run_dir is not None:
+        run_rank(options, rank, run_dir)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        followers = [
+            subprocess.Popen([*sys.orig_argv, "--rank", str(other), "--run-dir", directory])
+            for other in range(1, options.ranks)
+        ]
+        run_rank(options, 0, Path(directory))
+        for follower in followers:
+            follower.wait()
+
+
+def run_rank(options: Options, rank: int, run_dir: Path) -> None:
+    """Load this rank's part, then measure on rank 0 and follow on the others."""
     started = time.perf_counter()
-    model = load_model(settings, model_path, SINGLE, reports)
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.ranks))
+    device = torch.device("cpu")
+    ops = choose_ops(device, options.plain_torch)
+    place = Place(rank=rank, size=options.ranks, neighbours=options.ranks)
+    group = ranks.join(place, f"file://{run_dir}/rendezvous", 60, device, ops)
+    settings = Settings(model_id=str(options.model), disable_custom_kernels=options.plain_torch)
+    model = load_model(settings, options.model, group.shard, device, ops, silent_reports())
+    if rank:
+        follow(group, model)
+        return
     click.echo(
         f"loaded in {time.perf_counter() - started:.2f} s, {torch.get_num_threads()} threads"
     )
-    bench = Bench(model_path, model, token_budget)
-    bench.prefill(1, prompt_tokens)
-    table = Table("measure", "value", title=f"{model_path.name}, {model.ops.name} operations")
+    followers = plan_channel.lead(group, place, run_dir) if options.ranks > 1 else None
+    measure(options, model, followers)
+    if followers is not None:
+        followers.close()
+
+
+def follow(group: RankGroup, model: LoadedModel) -> None:
+    """Run what rank 0 says until it closes its end."""
+    with contextlib.suppress(EOFError):
+        FollowerLoop(plan_channel.follow(group), model_runner(model), silent_reports()).run()
+
+
+def measure(options: Options, model: LoadedModel, followers: PlanSender | None) -> None:
+    """Print the table."""
+    bench = Bench(options.model, model, options.token_budget, followers)
+    bench.prefill(1, options.prompt_tokens)
+    title = f"{options.model.name}, {model.ops.name} operations, ranks: {options.ranks}"
+    table = Table("measure", "value", title=title)
     for count in (1, 8):
-        rates = [bench.prefill(count, prompt_tokens) for _ in range(3)]
+        rates = [bench.prefill(count, options.prompt_tokens) for _ in range(3)]
         table.add_row(f"prefill of {count} prompts", f"{statistics.median(rates):.0f} tok/s")
     for rows in (1, 4, 16, 48):
-        whole, host = bench.decode(rows, prompt_tokens, steps)
+        whole, host = bench.decode(rows, options.prompt_tokens, options.steps)
         table.add_row(
             f"decode step, {rows} rows",
             f"{statistics.median(whole) * 1e3:.1f} ms, host {statistics.median(host) * 1e3:.2f} ms",
         )
     Console().print(table)
+
+
+def silent_reports() -> LauncherReports:
+    """Reports that nobody reads."""
+    return LauncherReports(os.open(os.devnull, os.O_WRONLY))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class FakeEngine:
         context = zmq.Context()
         self._router = context.socket(zmq.ROUTER)
         self._router.sndhwm = self._router.rcvhwm = 0
-        self._router.bind(f"ipc://{run_directory / 'engine.sock'}")
+        self._router.bind(f"ipc://{run_directory / 'engine-0.sock'}")
         self._control = context.socket(zmq.PUB)
         self._control.bind(f"ipc://{run_directory / 'control.sock'}")
         tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -121,7 +121,7 @@ class FakeEngine:
         while True:
             now = time.monotonic()
             if now >= next_beat:
-                self._control.send(encode(Status(EPOCH, "serving")))
+                self._control.send(encode(Status("serving", [EPOCH], healthy=True)))
                 next_beat = now + HEARTBEAT_SECONDS
             live = sum(len(worker.live) for worker in self._workers.values())
             stepping = live >= self._wave or (stepping and live > 0)

@@ -84,10 +84,11 @@ def load(model: Path) -> Loaded:
     from serving.layers.parallel import SINGLE
     from serving.settings import Settings
 
-    choose_ops(torch.device("cpu"), False)
-    matmul_factory(torch.device("cpu"), torch.bfloat16)
+    cpu = torch.device("cpu")
+    ops = choose_ops(cpu, False)
+    matmul_factory(cpu, torch.bfloat16)
     before, phases = memory("VmRSS"), _Phases()
-    loaded = load_model(Settings(), model, SINGLE, phases)  # type: ignore[arg-type]
+    loaded = load_model(Settings(), model, SINGLE, cpu, ops, phases)  # type: ignore[arg-type]
     seconds = time.perf_counter() - phases.began["weights"]
     return Loaded(seconds, loaded.weight_bytes, memory("VmRSS") - before, memory("VmHWM") - before)
 

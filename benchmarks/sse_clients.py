@@ -58,7 +58,12 @@ def request_bytes(route: str, tokens: int) -> bytes:
         },
         "/v1/completions": {"prompt": "Count to ten", "max_tokens": tokens, "stream": True},
     }
-    body = json.dumps(bodies[route]).encode()
+    return post_bytes(route, bodies[route])
+
+
+def post_bytes(route: str, fields: Mapping[str, Any]) -> bytes:
+    """A request with these fields as its JSON body."""
+    body = json.dumps(fields).encode()
     head = (
         f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
