@@ -127,7 +127,7 @@ class EngineMetrics:
             "tgi_batch_current_max_tokens", "Token capacity held by running sequences"
         )
         self._kv_usage = self._gauge(
-            "tgi_kv_cache_usage_ratio", "Used share of the KV pool (the fullest)", "max"
+            "tgi_kv_cache_usage_ratio", "Used share of the KV pool (the fullest)", "livemax"
         )
         self._next_size = Histogram(
             "tgi_batch_next_size",
@@ -215,8 +215,10 @@ class EngineMetrics:
         """Count one engine start after the first; called once by an engine of a later epoch."""
         self._restarts.inc()
 
-    def _gauge(self, name: str, text: str, mode: Literal["sum", "max"] = "sum") -> Gauge:
-        """`mode`: what is shown of several engines."""
+    def _gauge(
+        self, name: str, text: str, mode: Literal["livesum", "livemax"] = "livesum"
+    ) -> Gauge:
+        """`mode`: what is shown of several engines; the launcher drops a dead one's file."""
         return Gauge(name, text, multiprocess_mode=mode, registry=self._registry)
 
     def _counters(self, name: str, text: str) -> dict[Method, Counter]:

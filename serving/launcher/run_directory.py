@@ -39,6 +39,11 @@ class RunDirectory:
         """File through which the ranks of a group find each other, in this epoch only."""
         return self.path / f"rendezvous-{group}-{epoch}"
 
+    def forget_gauges(self, group: int) -> None:
+        """Drop the gauges of a group's engine, which is dead; its counts stay."""
+        for file in self.metrics.glob(f"gauge_live*_engine-{group}.db"):
+            file.unlink(missing_ok=True)
+
     @property
     def control_socket(self) -> Path:
         """Bound by the launcher: the state of the server."""
