@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import click
 import torch
@@ -41,7 +41,7 @@ from serving.engine.loop import EngineLoop
 from serving.engine.model_loader import LoadedModel, load_model
 from serving.engine.model_runner import ModelRunner, StepResult
 from serving.engine.plan import Plan
-from serving.engine.plan_channel import PlanSender
+from serving.engine.plan_channel import Command, PlanSender
 from serving.engine.ranks import Place, RankGroup
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
@@ -57,6 +57,14 @@ from serving.settings import Settings
 BLOCK_SIZE = 16
 MAX_ROWS = 64
 NUM_BLOCKS = 2 * MAX_ROWS * 512 // BLOCK_SIZE
+
+
+class Times(NamedTuple):
+    """Seconds of one step."""
+
+    whole: float
+    host: float  # all but the forward pass and the choice
+    send: float  # of the plan to the other ranks
 
 
 class MemoryMailbox:
@@ -98,6 +106,20 @@ def model_runner(model: LoadedModel) -> ModelRunner:
     return ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
 
 
+class TimedSender:
+    """Keeps how long it took to send the last plan to every follower."""
+
+    def __init__(self, followers: PlanSender) -> None:
+        self._followers = followers
+        self.last_send = 0.0
+
+    def send(self, command: Command) -> None:
+        """Encode, send, and remember the time."""
+        started = time.perf_counter()
+        self._followers.send(command)
+        self.last_send = time.perf_counter() - started
+
+
 class Bench:
     """A loaded model and a loop; one run at a time."""
 
@@ -106,7 +128,11 @@ class Bench:
     ) -> None:
         self.vocab_size = model.decoder.spec.vocab_size
         runner = model_runner(model)
-        self.runner = TimedRunner(LeadingRunner(runner, followers) if followers else runner)
+        self.sender = TimedSender(followers) if followers else None
+        whole: Runner = runner
+        if self.sender is not None:
+            whole = LeadingRunner(runner, cast(PlanSender, self.sender))
+        self.runner = TimedRunner(whole)
         blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE, model.traits.shared_prefixes)
         self.scheduler = Scheduler(blocks, MAX_ROWS, token_budget)
         info = EngineInfo("", "", "", "", 1, model.context_length, 1, self.vocab_size, [])
@@ -135,12 +161,13 @@ class Bench:
         )
         self.mailbox.inbox.append((b"bench", request))
 
-    def turn(self) -> tuple[float, float]:
-        """One step: (whole seconds, seconds of the host)."""
+    def turn(self) -> Times:
+        """One step."""
         started = time.perf_counter()
         self.loop.turn()
         whole = time.perf_counter() - started
-        return whole, whole - self.runner.last_forward
+        send = self.sender.last_send if self.sender else 0.0
+        return Times(whole, whole - self.runner.last_forward, send)
 
     def prefill(self, count: int, length: int) -> float:
         """Prompt tokens per second of `count` prompts at once."""
@@ -152,8 +179,8 @@ class Bench:
             self.turn()
         return count * length / (time.perf_counter() - started)
 
-    def decode(self, rows: int, length: int, steps: int) -> tuple[list[float], list[float]]:
-        """(whole, host) seconds of `steps` decode steps of `rows` rows."""
+    def decode(self, rows: int, length: int, steps: int) -> list[Times]:
+        """Times of `steps` decode steps of `rows` rows."""
         for _ in range(rows):
             self.submit(length, steps + 40)
         self.turn()
@@ -162,7 +189,7 @@ class Bench:
         times = [self.turn() for _ in range(steps)]
         while self.scheduler.num_live:
             self.turn()
-        return [whole for whole, _ in times], [host for _, host in times]
+        return times
 
 
 @dataclass(frozen=True)
@@ -240,12 +267,13 @@ def measure(options: Options, model: LoadedModel, followers: PlanSender | None) 
     for count in (1, 8):
         rates = [bench.prefill(count, options.prompt_tokens) for _ in range(3)]
         table.add_row(f"prefill of {count} prompts", f"{statistics.median(rates):.0f} tok/s")
-    for rows in (1, 4, 16, 48):
-        whole, host = bench.decode(rows, options.prompt_tokens, options.steps)
-        table.add_row(
-            f"decode step, {rows} rows",
-            f"{statistics.median(whole) * 1e3:.1f} ms, host {statistics.median(host) * 1e3:.2f} ms",
-        )
+    for rows in (1, 4, 16, 48, 64):
+        steps = bench.decode(rows, options.prompt_tokens, options.steps)
+        whole, host, send = (statistics.median(times) * 1e3 for times in zip(*steps, strict=True))
+        text = f"{whole:.1f} ms, host {host:.2f} ms"
+        if followers is not None:
+            text += f", of it the plan to the other ranks {send:.3f} ms"
+        table.add_row(f"decode step, {rows} rows", text)
     Console().print(table)
 
 
