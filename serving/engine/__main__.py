@@ -54,6 +54,7 @@ def _serve(settings: Settings, arguments: argparse.Namespace, reports: LauncherR
     from serving.engine import faulty, process  # slow: torch is imported here, in a named phase
     from serving.engine.ranks import Place
 
+    reports.begin("assignment")
     assignment = _read_assignment(arguments.assignment_fd)
     if assignment is None:
         return 0

@@ -102,12 +102,18 @@ def validate(
     _check_parameters(parameters, settings)
     if token_ids is not None:
         _check_ids(token_ids, model.info.vocab_size)
-    elif prompt:
-        token_ids = model.tokenizer.encode(prompt, add_special_tokens)
-    else:
+    elif not prompt:
         _refuse("`inputs` cannot be empty")
-    token_ids = _truncated(token_ids, parameters.truncate, model)
-    max_new_tokens = _check_lengths(len(token_ids), parameters.max_new_tokens, model)
+    most = _most_tokens(parameters.truncate, model)
+    if token_ids is not None:
+        token_ids, input_length = token_ids[-most:], len(token_ids)
+    else:
+        token_ids, input_length = model.tokenizer.encode_end(prompt, add_special_tokens, most)
+    if not token_ids:
+        _refuse("`inputs` must have at least 1 token. Given: 0")
+    if parameters.truncate is not None:
+        input_length = len(token_ids)
+    max_new_tokens = _check_lengths(input_length, parameters.max_new_tokens, model)
     _check_available(parameters)
     if grammar is None and parameters.grammar is not None:
         grammar = grammars.from_guided_format(parameters.grammar)
@@ -208,16 +214,12 @@ def _check_ids(token_ids: list[int], vocab_size: int) -> None:
         _refuse(f"`prompt` must hold token ids < {vocab_size}. Given: {largest}")
 
 
-def _truncated(token_ids: list[int], truncate: int | None, model: LoadedModel) -> list[int]:
-    """Ids of the prompt; `truncate` keeps the last ones."""
+def _most_tokens(truncate: int | None, model: LoadedModel) -> int:
+    """So many of the prompt's last tokens are looked at: `truncate`, else what can be served."""
     limit = model.info.max_input_tokens
     if truncate is not None and not 0 < truncate <= limit:
         _refuse(f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}")
-    if truncate is not None:
-        token_ids = token_ids[-truncate:]
-    if not token_ids:
-        _refuse("`inputs` must have at least 1 token. Given: 0")
-    return token_ids
+    return limit if truncate is None else truncate
 
 
 def _check_lengths(input_length: int, max_new_tokens: int | None, model: LoadedModel) -> int:

@@ -4,7 +4,7 @@ Runs in the front, loaded once per worker. Comes in: tokenizer.json of the model
 out: ids for `validation.py`, text for `detokenizer.py`, offsets for /tokenize.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import tokenizers
 from serving.front.text.token_texts import TokenTexts
 from serving.front.text.tokens import TokenizedItem
 
+EncodeBatch = Callable[..., list[tokenizers.Encoding]]
 LONG_TEXT = 20_000  # characters; about 20 ms of work, which would delay every other request
 
 
@@ -33,8 +34,23 @@ class Tokenizer:
         self.added_tokens = {token.content: id for id, token in added.items()}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Ids of `text`; a long text is encoded in a thread while other requests go on."""
-        return list(self._encoding(text, add_special_tokens).ids)
+        """Ids of a short `text`."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_end(self, text: str, add_special_tokens: bool, most: int) -> tuple[list[int], int]:
+        """Ids of the last `most` tokens of `text`, and how many tokens there are in all.
+
+        A long text is encoded in a thread while other requests go on; ids that nobody wants are
+        not made, because making them would hold these up again.
+        """
+        if len(text) <= LONG_TEXT:
+            ids = self.encode(text, add_special_tokens)
+            return ids[-most:], len(ids)
+        encoding = self._in_thread(self._tokenizer.encode_batch_fast, text, add_special_tokens)
+        count = len(encoding)
+        encoding.truncate(most, direction="left")
+        return encoding.ids, count
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the ids, special tokens included."""
@@ -46,7 +62,10 @@ class Tokenizer:
 
     def items(self, text: str, add_special_tokens: bool) -> list[TokenizedItem]:
         """The tokens of `text` with their UTF-8 byte ranges; inserted tokens have none."""
-        encoding = self._encoding(text, add_special_tokens)
+        if len(text) <= LONG_TEXT:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            encoding = self._in_thread(self._tokenizer.encode_batch, text, add_special_tokens)
         byte_at = [0, *accumulate(len(character.encode()) for character in text)]
         return [
             TokenizedItem(
@@ -55,13 +74,12 @@ class Tokenizer:
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
 
-    def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-        if len(text) <= LONG_TEXT:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        pool = gevent.get_hub().threadpool
-        # Only the batch call releases the interpreter lock.
-        (encoding,) = pool.apply(
-            self._tokenizer.encode_batch, ([text],), {"add_special_tokens": add_special_tokens}
+    def _in_thread(
+        self, encode_batch: EncodeBatch, text: str, add_special_tokens: bool
+    ) -> tokenizers.Encoding:
+        """Only the batch calls release the interpreter lock."""
+        (encoding,) = gevent.get_hub().threadpool.apply(
+            encode_batch, ([text],), {"add_special_tokens": add_special_tokens}
         )
         result: tokenizers.Encoding = encoding
         return result

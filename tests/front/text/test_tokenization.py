@@ -17,11 +17,12 @@ def test_special_ids_are_known(tokenizer: Tokenizer) -> None:
     assert [tokenizer.is_special(token_id) for token_id in (0, 1, 2, 3, 4)] == [True] * 4 + [False]
 
 
-def test_a_long_text_gets_the_same_ids_as_its_parts(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("repeat", [3, LONG_TEXT // len("the sky\n") + 1])
+def test_the_end_of_a_text_is_the_end_of_its_ids(tokenizer: Tokenizer, repeat: int) -> None:
     text = "the sky\n"
-    repeat = LONG_TEXT // len(text) + 1
-    ids = tokenizer.encode(text * repeat, add_special_tokens=False)
-    assert ids == tokenizer.encode(text, add_special_tokens=False) * repeat
+    ids = tokenizer.encode(text, add_special_tokens=False) * repeat
+    assert tokenizer.encode_end(text * repeat, False, 5) == (ids[-5:], len(ids))
+    assert tokenizer.encode_end(text * repeat, False, 10**6) == (ids, len(ids))
 
 
 def test_offsets_count_bytes(tokenizer: Tokenizer) -> None:
