@@ -8,7 +8,7 @@ never served. Next: `engine_groups.py`.
 from dataclasses import dataclass
 
 from serving.errors import StartupError
-from serving.launcher.rank_process import ENGINE, RankProcess
+from serving.launcher.rank import ENGINE, SEE_ABOVE, Rank
 
 OUT_OF_MEMORY_REMEDY = (
     "it probably ran out of memory: choose a smaller model, a smaller "
@@ -29,6 +29,7 @@ class Death:
     own_words: bool = False
     out_of_memory: bool = False  # it said so
     killed_while_hungry: bool = False  # by SIGKILL, where most memory is asked for
+    is_final: bool = False  # no further start can help
 
     def __str__(self) -> str:
         """One sentence."""
@@ -40,7 +41,7 @@ class Death:
         return StartupError(self.phase, cause, self.remedy)
 
 
-def death_of(rank: RankProcess) -> Death:
+def death_of(rank: Rank) -> Death:
     """Of a rank that has ended or has reported a crash: its own words, else how it ended."""
     crash = rank.reports.crash
     if crash is not None:
@@ -48,13 +49,14 @@ def death_of(rank: RankProcess) -> Death:
             rank.name, crash.cause, crash.phase, crash.remedy,
             own_words=True, out_of_memory=crash.out_of_memory,
         )  # fmt: skip
-    was_killed, phase = rank.child.was_killed(), rank.reports.phase
+    ending, phase = rank.ending(), rank.reports.phase
     return Death(
         rank.name,
-        f"ended with {rank.child.exit_text()}",
+        ending.what,
         phase,
-        OUT_OF_MEMORY_REMEDY if was_killed else "see the engine's lines above",
-        killed_while_hungry=was_killed and phase in HUNGRY_PHASES,
+        OUT_OF_MEMORY_REMEDY if ending.was_killed else ending.remedy,
+        killed_while_hungry=ending.was_killed and phase in HUNGRY_PHASES,
+        is_final=ending.is_final,
     )
 
 
@@ -67,11 +69,11 @@ def root_cause(deaths: list[Death]) -> Death | None:
     return ordered[0] if ordered else None
 
 
-def death_by_silence(ranks: list[tuple[RankProcess, float]]) -> Death:
+def death_by_silence(ranks: list[tuple[Rank, float]]) -> Death:
     """Of ranks that have been silent for so many seconds, longest first; at least one."""
     (first, seconds), others = ranks[0], ranks[1:]
     what = f"made no progress for {seconds:.0f} s"
     if others:
         told = ", ".join(f"{rank.name} for {silence:.0f} s" for rank, silence in others)
         what = f"{what} ({told})"
-    return Death(first.name, what, first.reports.phase, "see the engine's lines above")
+    return Death(first.name, what, first.reports.phase, SEE_ABOVE)

@@ -14,7 +14,7 @@ from pathlib import Path
 from serving.launcher.death import Death
 from serving.launcher.engine_run import EngineRun
 from serving.launcher.health import GroupHealth
-from serving.launcher.rank_process import Place, RankCommand
+from serving.launcher.rank import Place, RankStarter
 from serving.launcher.rank_set import RankSet
 from serving.launcher.restarts import RestartBudget
 from serving.launcher.sizes import Sizes
@@ -34,7 +34,7 @@ class EngineGroup:
 
     def __init__(
         self,
-        how: RankCommand,
+        how: RankStarter,
         places: Sequence[Place],
         settings: Settings,
         selector: selectors.BaseSelector,
@@ -119,7 +119,7 @@ class EngineGroup:
         return RankSet(self._how, self._places, self._selector)
 
     def _assign_once(self, ranks: RankSet, model_path: Path) -> None:
-        if ranks.is_assigned:
+        if ranks.is_assigned or not ranks.are_here:
             return
         rendezvous, sizes = self._rendezvous(), self.sizes
         ranks.assign(
@@ -128,12 +128,8 @@ class EngineGroup:
         self._health.assigned(self._clock.now)
 
     def _rendezvous(self) -> str:
-        """Where the ranks of this epoch meet; the meeting point of the last one is removed."""
-        if len(self._places) == 1:
-            return ""
-        directory = self._how.directory
-        directory.rendezvous(self.number, self.epoch - 1).unlink(missing_ok=True)
-        return f"file://{directory.rendezvous(self.number, self.epoch)}"
+        """Where the ranks of this epoch meet; a single one meets nobody."""
+        return self._how.rendezvous(self.number, self.epoch) if len(self._places) > 1 else ""
 
     # --- watching ------------------------------------------------------------------------------
 
@@ -170,6 +166,7 @@ class EngineGroup:
         if self._run is not None:
             self._end(self._run.ranks)
         self._run, self._failure = None, None
+        self._how.directory.forget_gauges(self.number)
         self.is_serving = False
         self.epoch += 1
         self._stalls.forget()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serving.launcher.death import Death
 from serving.launcher.engine_group import EngineGroup
-from serving.launcher.rank_process import Place, RankCommand
+from serving.launcher.rank import Place, RankStarter
 from serving.launcher.restarts import WINDOW_SECONDS
 from serving.launcher.sizes import MAX_SHRINKS
 from serving.launcher.turn_clock import TurnClock
@@ -33,7 +33,7 @@ class EngineGroups:
 
     def __init__(
         self,
-        how: RankCommand,
+        how: RankStarter,
         settings: Settings,
         selector: selectors.BaseSelector,
         clock: TurnClock,
@@ -122,7 +122,7 @@ class EngineGroups:
 
     def _restart(self, group: EngineGroup, death: Death) -> None:
         what = f"epoch {group.epoch - 1} of group {group.number} is over: {death}"
-        if group.restarts_left > 0:
+        if group.restarts_left > 0 and not death.is_final:
             pause = group.pause_before_restart()
             logger.warning(
                 "%s (phase '%s'); epoch %d starts in %.1f s, %d restarts are left",
@@ -131,12 +131,13 @@ class EngineGroups:
             return
         group.give_up()
         spent = (
-            f"{self._max_restarts} restarts within {WINDOW_SECONDS:.0f} s, "
+            f" after {self._max_restarts} restarts within {WINDOW_SECONDS:.0f} s, "
             "as many as --max-restarts allows"
         )
-        logger.error("%s; the group is given up after %s", what, spent)
+        after = "" if death.is_final else spent
+        logger.error("%s; the group is given up%s", what, after)
         if all(group.is_given_up for group in self._groups):
-            raise ServerFailed(f"no engine is left after {spent}: {death}")
+            raise ServerFailed(f"no engine is left{after}: {death}")
 
     # --- end -----------------------------------------------------------------------------------
 
@@ -166,13 +167,15 @@ class EngineGroups:
 
 
 def all_places(settings: Settings) -> list[list[Place]]:
-    """Per group, the places of its ranks; the ranks of this machine are numbered through."""
+    """Per group, the places of its ranks; those of a machine are numbered through."""
     num_ranks = settings.num_shard or 1
-    in_all = num_ranks * settings.num_replicas
+    in_all = num_ranks * settings.num_replicas // settings.nnodes  # of a machine
     return [
-        [
-            Place(group, rank, num_ranks, group * num_ranks + rank, in_all)
-            for rank in range(num_ranks)
-        ]
+        [_place(group, rank, num_ranks, in_all) for rank in range(num_ranks)]
         for group in range(settings.num_replicas)
     ]
+
+
+def _place(group: int, rank: int, num_ranks: int, in_all: int) -> Place:
+    machine, device_index = divmod(group * num_ranks + rank, in_all)
+    return Place(group, rank, num_ranks, device_index, in_all, machine)

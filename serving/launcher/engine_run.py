@@ -8,7 +8,7 @@ or is silent. Next: `engine_group.py`.
 import logging
 
 from serving.launcher.death import Death, death_by_silence
-from serving.launcher.rank_process import RankProcess
+from serving.launcher.rank import Rank
 from serving.launcher.rank_set import RankSet
 from serving.launcher.stall_watch import StallWatch
 from serving.protocol.messages import (
@@ -47,7 +47,7 @@ class EngineRun:
         for rank, message in self.ranks.read():
             self._take(rank, message, now)
 
-    def _take(self, rank: RankProcess, message: ToLauncher, now: float) -> None:
+    def _take(self, rank: Rank, message: ToLauncher, now: float) -> None:
         number = rank.place.rank
         match message:
             case Progress(phase):

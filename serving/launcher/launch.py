@@ -19,6 +19,9 @@ import click
 from serving.errors import StartupError
 from serving.launcher.engine_groups import EngineGroups, ServerFailed
 from serving.launcher.model_search import ModelSearch
+from serving.launcher.nodes.agent import run_agent
+from serving.launcher.nodes.cluster import Cluster
+from serving.launcher.nodes.network import with_gloo_interface
 from serving.launcher.port_check import check_port_is_free
 from serving.launcher.rank_process import RankCommand
 from serving.launcher.run_directory import RunDirectory, run_directory
@@ -54,13 +57,21 @@ class Shutdown(Exception):
 def launch(settings: Settings, environ: Mapping[str, str], commands: Commands | None = None) -> int:
     """Serve until a signal (returns 0) or a failure (returns 1, after one line on stderr).
 
-    `environ` is what the children inherit. Call from the main thread.
+    `environ` is what the children inherit. A machine other than machine 0 runs ranks for that one,
+    and nothing else. Call from the main thread.
     """
-    settings = with_mounted_model(settings)
+    commands = commands or Commands()
+    is_agent = settings.node_rank > 0
     try:
-        check_port_is_free(settings.listen_address, settings.port)
+        settings = with_mounted_model(settings)
+        if not is_agent:
+            check_port_is_free(settings.listen_address, settings.port)
         with run_directory(settings) as directory:
-            launcher = Launcher(settings, directory, environ, commands or Commands())
+            environ = {**environ, "PROMETHEUS_MULTIPROC_DIR": str(directory.metrics)}
+            if is_agent:
+                return run_agent(settings, RankCommand(commands.engine, directory, environ))
+            environ = with_gloo_interface(environ, settings)
+            launcher = Launcher(settings, directory, environ, commands)
             with contextlib.closing(launcher):
                 return launcher.run()
     except StartupError as error:
@@ -78,21 +89,28 @@ class Launcher:
         environ: Mapping[str, str],
         commands: Commands,
     ) -> None:
-        """Take over the signals and open the broadcast; nothing is started yet."""
+        """Take over the signals and open the sockets; nothing is started yet.
+
+        Raises `StartupError` if --master-addr or --master-port cannot be used.
+        """
         self._started_at = time.monotonic()
         self._settings = settings
         self._directory = directory
-        self._environ = {**environ, "PROMETHEUS_MULTIPROC_DIR": str(directory.metrics)}
+        self._environ = environ
         self._commands = commands
+        self._clock = TurnClock()
+        how = RankCommand(commands.engine, directory, environ)
+        self._cluster = Cluster(how, settings, self._clock) if settings.nnodes > 1 else None
+        self._exit_code = 1
         self._signals = SignalPipe()
         self._broadcast = StatusBroadcast(directory.control_socket)
         self._phase: Phase = "starting"
         self._message = ""
-        self._clock = TurnClock()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ)
-        how = RankCommand(commands.engine, directory, self._environ)
-        self._groups = EngineGroups(how, settings, self._selector, self._clock)
+        if self._cluster is not None:
+            self._selector.register(self._cluster, selectors.EVENT_READ)
+        self._groups = EngineGroups(self._cluster or how, settings, self._selector, self._clock)
         self._front: Child | None = None
 
     # --- life ----------------------------------------------------------------------------------
@@ -112,6 +130,7 @@ class Launcher:
             self._fail(str(error))
             raise
         logger.info("stopped")
+        self._exit_code = 0
         return 0
 
     def close(self) -> None:
@@ -119,6 +138,8 @@ class Launcher:
         if self._front is not None:
             self._front.kill_group()
         self._groups.close()
+        if self._cluster is not None:
+            self._cluster.close(self._exit_code)
         self._broadcast.close()
         self._selector.close()
         self._signals.close()
@@ -138,8 +159,13 @@ class Launcher:
 
     def _turn(self) -> None:
         """Wait, a heartbeat at most, for a signal or a report; tell the state of the server."""
-        events = self._selector.select(self._broadcast.seconds_left())
+        seconds = self._broadcast.seconds_left()
+        if self._cluster is not None:
+            seconds = min(seconds, self._cluster.seconds_left())
+        events = self._selector.select(seconds)
         self._clock.tick()
+        if self._cluster is not None:
+            self._cluster.turn()
         if any(key.fileobj is self._signals for key, _ in events):
             self._signals.read()
             front = [] if self._front is None else [self._front.pid]

@@ -1,4 +1,4 @@
-"""One rank, as the launcher sees it: a process, the pipe that it reports on, its assignment's pipe.
+"""A rank on this machine: a process, the pipe that it reports on, its assignment's pipe.
 
 Runs in the launcher. Comes in: the command and the rank's place; later, once, what it is to be.
 Goes out: the running process and its reports. Until its assignment comes a rank only imports its
@@ -7,10 +7,12 @@ modules, so a standby is nothing else than a rank without one. Next: `rank_set.p
 
 import contextlib
 import os
+import selectors
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from serving.launcher.rank import Ending, Place
 from serving.launcher.rank_reports import RankReports
 from serving.launcher.run_directory import RunDirectory
 from serving.launcher.supervision import Child
@@ -21,52 +23,30 @@ LENGTH = struct.Struct("<I")
 # A decode step streams all weights through the CPU; with 2 MiB pages it waits less for address
 # look-ups (measured: 10 to 20 % of the step).
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-ENGINE = "the engine"  # what the only rank of a server is called
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which rank of which group, and whom it shares the machine with."""
-
-    group: int
-    rank: int
-    ranks: int  # of the group
-    device_index: int  # number of the rank among those of this machine
-    neighbours: int  # ranks of this machine in all
-
-    @property
-    def name(self) -> str:
-        """As short as the server allows: "the engine", "rank 1", "group 1", "rank 1 of group 0"."""
-        if self.neighbours == 1:
-            return ENGINE
-        if self.neighbours == self.ranks:
-            return f"rank {self.rank}"
-        return (
-            f"group {self.group}" if self.ranks == 1 else f"rank {self.rank} of group {self.group}"
-        )
-
-    def arguments(self) -> tuple[str, ...]:
-        """The part of a rank's command line that says its place."""
-        return (
-            *("--group", str(self.group)),
-            *("--rank", str(self.rank)),
-            *("--ranks", str(self.ranks)),
-            *("--device-index", str(self.device_index)),
-            *("--neighbours", str(self.neighbours)),
-        )
 
 
 @dataclass(frozen=True)
 class RankCommand:
-    """How ranks are started, whatever their place."""
+    """How ranks of this machine are started, whatever their place."""
 
     command: tuple[str, ...]
     directory: RunDirectory
     environ: Mapping[str, str]
 
+    def start(self, place: Place) -> "RankProcess":
+        """Start a rank. Raises `OSError` if the machine has no room for another process."""
+        return RankProcess(self, place)
+
+    def rendezvous(self, group: int, epoch: int) -> str:
+        """A file for this epoch; that of the last one is removed."""
+        self.directory.rendezvous(group, epoch - 1).unlink(missing_ok=True)
+        return f"file://{self.directory.rendezvous(group, epoch)}"
+
 
 class RankProcess:
     """A rank, running from construction on; it waits for its assignment."""
+
+    is_here = True
 
     def __init__(self, how: RankCommand, place: Place) -> None:
         """Start it as `COMMAND SETTINGS RUN_DIR --group G ... --report-fd F --assignment-fd A`.
@@ -86,13 +66,27 @@ class RankProcess:
         pass_fds = (self.reports.write_fd, read_fd)
         environ = with_huge_pages(how.environ)
         try:
-            self.child = Child(place.name, (*how.command, *arguments), environ, pass_fds)
+            self._child = Child(place.name, (*how.command, *arguments), environ, pass_fds)
         except OSError:
             self._close_pipes()
             raise
         finally:
             os.close(read_fd)
         self.reports.close_write_end()
+
+    @property
+    def pids(self) -> list[int]:
+        """Its process id."""
+        return [self._child.pid]
+
+    def watch(self, selector: selectors.BaseSelector) -> None:
+        """Let its reports wake `selector`."""
+        selector.register(self.reports, selectors.EVENT_READ)
+
+    def ignore(self, selector: selectors.BaseSelector) -> None:
+        """Let them wake it no more; may be repeated."""
+        if self.reports in selector.get_map():
+            selector.unregister(self.reports)
 
     def assign(self, assignment: Assignment) -> None:
         """Say what it is to be; once. If it has just died, that is noticed elsewhere."""
@@ -102,11 +96,27 @@ class RankProcess:
 
     def is_gone(self) -> bool:
         """Whether it has ended, or has said that it is about to."""
-        return self.child.has_exited() or self.reports.crash is not None
+        return self.has_exited() or self.reports.crash is not None
+
+    def has_exited(self) -> bool:
+        """Whether the process has ended; reaps it."""
+        return self._child.has_exited()
+
+    def ending(self) -> Ending:
+        """How it ended, once it has exited."""
+        return Ending(f"ended with {self._child.exit_text()}", self._child.was_killed())
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        self._child.terminate()
+
+    def kill(self) -> None:
+        """Kill it and whatever it started; does not wait for the end."""
+        self._child.send_kill()
 
     def close(self) -> None:
-        """Kill what is left of it and close the pipes."""
-        self.child.kill_group()
+        """Kill what is left of it, wait for the end, and close the pipes."""
+        self._child.kill_group()
         self._close_pipes()
 
     def _close_pipes(self) -> None:

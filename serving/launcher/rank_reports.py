@@ -1,7 +1,8 @@
 """The reports of one rank to the launcher: a pipe of length-prefixed messages.
 
 Runs in the launcher. Comes in: the `ToLauncher` messages of `protocol/messages.py`, each behind
-its length (4 bytes, little endian). Goes out: the decoded messages. Next: `rank_process.py`.
+its length (4 bytes, little endian), from a pipe or from another machine. Goes out: the decoded
+messages. Next: `rank_process.py`.
 """
 
 import os
@@ -16,38 +17,21 @@ LENGTH = struct.Struct("<I")
 READ_SIZE = 65536
 
 
-class RankReports:
-    """Reading end of the pipe of one rank, and what has been read from it so far."""
+class ReportDecoder:
+    """Bytes to messages, and what has come so far."""
 
     def __init__(self) -> None:
-        """Open the pipe. `write_fd` is for the rank; close it here once the rank has it."""
-        self._read_fd, self.write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        self._buffer = b""
-        self.is_open = True
+        """Nothing has come yet."""
         self.phase = "engine start"
         self.crash: Crash | None = None
+        self._buffer = b""
 
-    def fileno(self) -> int:
-        """File descriptor to select on; readable for ever once the rank has gone."""
-        return self._read_fd
-
-    def close_write_end(self) -> None:
-        """Forget the rank's end, so that end of file means that the rank has gone."""
-        os.close(self.write_fd)
-        self.write_fd = -1
-
-    def read(self) -> list[ToLauncher]:
-        """New messages; never blocks. At end of file `is_open` becomes false.
+    def decoded(self, data: bytes) -> list[ToLauncher]:
+        """The messages that `data` completes.
 
         Bytes that are no message count as a crash: what wrote them cannot be trusted with streams.
         """
-        try:
-            while chunk := os.read(self._read_fd, READ_SIZE):
-                self._buffer += chunk
-            self.is_open = False
-        except BlockingIOError:
-            pass  # all that there is has been read
+        self._buffer += data
         messages: list[ToLauncher] = []
         while (body := self._take_frame()) is not None:
             messages.append(self._decoded(body))
@@ -76,6 +60,41 @@ class RankReports:
             self.phase = message.phase
         elif isinstance(message, Crash) and self.crash is None:
             self.crash = message
+
+
+class RankReports(ReportDecoder):
+    """Reading end of the pipe of one rank of this machine."""
+
+    def __init__(self) -> None:
+        """Open the pipe. `write_fd` is for the rank; close it here once the rank has it."""
+        super().__init__()
+        self._read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        self.is_open = True
+
+    def fileno(self) -> int:
+        """File descriptor to select on; readable for ever once the rank has gone."""
+        return self._read_fd
+
+    def close_write_end(self) -> None:
+        """Forget the rank's end, so that end of file means that the rank has gone."""
+        os.close(self.write_fd)
+        self.write_fd = -1
+
+    def read(self) -> list[ToLauncher]:
+        """New messages; never blocks. At end of file `is_open` becomes false."""
+        return self.decoded(self.read_bytes())
+
+    def read_bytes(self) -> bytes:
+        """The same, not decoded: for passing them on."""
+        data = b""
+        try:
+            while chunk := os.read(self._read_fd, READ_SIZE):
+                data += chunk
+            self.is_open = False
+        except BlockingIOError:
+            pass  # all that there is has been read
+        return data
 
     def close(self) -> None:
         """Close the pipe; the object is of no more use."""

@@ -6,7 +6,15 @@ the types raises `msgspec.ValidationError` here and never reaches the code behin
 
 import msgspec
 
-from serving.protocol.messages import Assignment, Status, ToEngine, ToFront, ToLauncher
+from serving.protocol.messages import (
+    Assignment,
+    Status,
+    ToAgent,
+    ToEngine,
+    ToFront,
+    ToLauncher,
+    ToLeader,
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
@@ -14,3 +22,5 @@ decode_to_front = msgspec.msgpack.Decoder(ToFront).decode
 decode_to_launcher = msgspec.msgpack.Decoder(ToLauncher).decode
 decode_assignment = msgspec.msgpack.Decoder(Assignment).decode
 decode_status = msgspec.msgpack.Decoder(Status).decode
+decode_to_agent = msgspec.msgpack.Decoder(ToAgent).decode
+decode_to_leader = msgspec.msgpack.Decoder(ToLeader).decode

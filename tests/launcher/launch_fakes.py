@@ -159,6 +159,7 @@ class Rank:
             | {
                 "pid": os.getpid(),
                 "epoch": assignment.epoch,
+                "model": assignment.model_path,
                 "rendezvous": assignment.rendezvous,
                 "blocks": assignment.limits.num_blocks if assignment.limits else None,
                 "shrink": assignment.shrink,
