@@ -4,6 +4,7 @@ HOST ?= 127.0.0.1
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.*
+IMAGE ?= text-generation-serving:local
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --tokenizer local_mode/demo_model --model demo
@@ -14,14 +15,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 DEVELOPABLE := $(VENV)/.developable
-CHECKED := serving local_mode sagemaker benchmarks tests
+CHECKED := serving local_mode sagemaker container benchmarks tests
 # Clients that ask for an older huggingface-hub, and work with ours: tests/e2e proves it.
 CLIENTS := text-generation==0.7.0 langchain-huggingface==1.2.3
+
+# AWS's SDK of `import sagemaker`, with what it imports. Apart, in a directory that only its own test
+# puts on the path: it wants older versions of half of our libraries.
+AWS_SDK := sagemaker==2.257.7 sagemaker-core==1.0.78 importlib-metadata==6.11.0 zipp==3.23.0 \
+  platformdirs==4.5.0 protobuf==6.33.0 pandas==2.3.3 pytz==2025.2 smdebug-rulesconfig==1.0.1 \
+  schema==0.7.8
 
 .DEFAULT_GOAL := help
 PARITY := $(addprefix tests/models/test_,parity.py two_ranks.py encoder_decoder.py seq2seq_two_ranks.py mamba.py)
 
-.PHONY: help install install-dev serve test parity style check bench
+.PHONY: help install install-dev serve test parity style check bench image smoke probe-image
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +59,7 @@ serve: $(INSTALLED)  ## serve the embedded demo model on PORT, after installing 
 $(TESTABLE): $(INSTALLED)
 	$(PIP) install -e '.[test]'
 	$(PIP) install --no-deps $(CLIENTS)
+	$(PIP) install --no-deps --no-compile --upgrade --target $(VENV)/aws-sdk $(AWS_SDK)
 	@touch $@
 
 test: $(TESTABLE)  ## run the tests
@@ -77,3 +85,12 @@ check: $(DEVELOPABLE)  ## lint, formatting, types
 
 bench: $(INSTALLED)  ## measure a running server (BENCH_ARGS, see --help)
 	$(BIN)/text-generation-benchmark --url http://$(HOST):$(PORT) $(BENCH_ARGS)
+
+image:  ## build the image IMAGE, with Docker or without (container/README.md)
+	container/build -t $(IMAGE)
+
+smoke: $(INSTALLED)  ## start IMAGE in every way that it must work in
+	container/smoke $(IMAGE)
+
+probe-image: $(INSTALLED)  ## check SageMaker's contract on IMAGE
+	container/probe $(IMAGE)
