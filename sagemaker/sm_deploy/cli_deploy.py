@@ -21,7 +21,7 @@ from sm_deploy.preparation import prepare
 from sm_deploy.scaling import ScalingOptions, scale, scaling_calls
 from sm_deploy.template import template
 
-LOCAL_IMAGE = "text-generation-serving:latest"
+LOCAL_IMAGE = "text-generation-serving:local"
 LOCAL_ROLE = "arn:aws:iam::000000000000:role/local"
 LOCAL_TYPE = "ml.m5.xlarge"
 
