@@ -84,7 +84,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nnodes: Annotated[int, Flag("machines that the ranks of the engine are spread over")] = 1
     node_rank: Annotated[int, Flag("number of this machine, from 0; machine 0 serves HTTP")] = 0
     master_addr: Annotated[str, Flag("address of machine 0, for the others")] = "localhost"
-    master_port: Annotated[int, Flag("port of machine 0 on which the others report")] = 29500
+    master_port: Annotated[
+        int, Flag("port of machine 0 for the others; under torchrun MASTER_PORT + 1")
+    ] = 29500
     rendezvous_seconds: Annotated[int, Flag("wait of a rank for the others, at start")] = 120
     safe_port_range: Annotated[
         str | None, Flag("ports the server may open", env="SAGEMAKER_SAFE_PORT_RANGE", cli=False)
@@ -145,6 +147,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_request_seconds: Annotated[
         float | None, Flag("longest generation; then the next token is the last; default: none")
     ] = None
+    max_whole_seconds: Annotated[
+        float | None,
+        Flag("the same for answers that are not streamed; default: 55 with `serve`, or the above"),
+    ] = None
+    max_stream_seconds: Annotated[
+        float | None, Flag("the same for streams; default: 470 with `serve`, or the above")
+    ] = None
 
     # HTTP
     hostname: Annotated[str, Flag("IP address to listen on")] = "0.0.0.0"
@@ -158,6 +167,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     graceful_termination_timeout: Annotated[
         int, Flag("seconds to drain after SIGTERM; at most 25 are used", short="-g")
     ] = 90
+
+    # platforms
+    batch_transform: Annotated[
+        bool, Flag("this is a batch job of SageMaker", env="SAGEMAKER_BATCH", cli=False)
+    ] = False
+    echo_custom_attributes: Annotated[
+        bool, Flag("/invocations repeats the client's custom attributes in its response")
+    ] = False
+    stateful_sessions: Annotated[
+        bool,
+        Flag("take sessions", env="SAGEMAKER_ENABLE_STATEFUL_SESSIONS", cli=False),
+    ] = False
+    session_seconds: Annotated[
+        int, Flag("life of a session", env="SAGEMAKER_SESSIONS_EXPIRATION", cli=False)
+    ] = 1200
+    session_kv_share: Annotated[
+        float, Flag("share of the KV pool that open sessions may keep for their next request")
+    ] = 0.5
+    health_route: Annotated[
+        str | None, Flag("path of one more health route", env="AIP_HEALTH_ROUTE", cli=False)
+    ] = None
+    predict_route: Annotated[
+        str | None, Flag("path of one more prediction route", env="AIP_PREDICT_ROUTE", cli=False)
+    ] = None
+    storage_uri: Annotated[
+        str | None, Flag("Vertex AI's model directory", env="AIP_STORAGE_URI", cli=False)
+    ] = None
+    azureml_model_dir: Annotated[str | None, Flag("Azure's model directory", cli=False)] = None
+    messages_api_enabled: Annotated[
+        bool, Flag("chats on /invocations", cli=False, inert="is not needed: the body decides")
+    ] = False
+    cloudwatch_namespace: Annotated[
+        str | None,
+        Flag("log CloudWatch's embedded metrics each minute, in this namespace; default: none"),
+    ] = None
 
     # operations
     json_output: Annotated[bool, Flag("log JSON lines")] = False
@@ -202,6 +246,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return str(ipaddress.ip_address(self.hostname))
         except ValueError:
             return "0.0.0.0"
+
+    def seconds_for(self, *, stream: bool) -> float | None:
+        """Longest time of a request, from its arrival; None: no limit."""
+        own = self.max_stream_seconds if stream else self.max_whole_seconds
+        return self.max_request_seconds if own is None else own
 
     def lines(self) -> list[str]:
         """One printable `name = value (origin)` line per field; secrets are masked."""

@@ -16,9 +16,12 @@ from click.core import ParameterSource
 from serving import __version__
 from serving.settings import Flag, Settings, SettingsError, TrueOrFalse, fields
 from serving.settings_checks import checked
+from serving.settings_platforms import with_platform_defaults
 
-# SageMaker's name -> our field. They win over the native variables, as in TGI's SageMaker image.
-SAGEMAKER_NAMES = {
+# A platform's name -> our field. They win over the native variables, as in TGI's SageMaker image,
+# and the last one over those before it.
+PLATFORM_NAMES = {
+    "AIP_HTTP_PORT": "port",
     "HF_MODEL_ID": "model_id",
     "HF_MODEL_REVISION": "revision",
     "SM_NUM_GPUS": "num_shard",
@@ -26,7 +29,23 @@ SAGEMAKER_NAMES = {
     "HF_MODEL_TRUST_REMOTE_CODE": "trust_remote_code",
     "SAGEMAKER_BIND_TO_PORT": "port",
 }
-FALLBACK_NAMES = {"HF_API_TOKEN": "hf_token", "HUGGING_FACE_HUB_TOKEN": "hf_token"}
+# Names that others use for ours. Of several for one field the last one counts; our own name counts
+# most, unless it is in the list itself.
+FALLBACK_NAMES = {
+    "HF_API_TOKEN": "hf_token",
+    "HUGGING_FACE_HUB_TOKEN": "hf_token",
+    "LWS_LEADER_ADDRESS": "master_addr",  # Kubernetes' LeaderWorkerSet
+    "LWS_GROUP_SIZE": "nnodes",
+    "LWS_WORKER_INDEX": "node_rank",
+    "NNODES": "nnodes",
+    "NODE_RANK": "node_rank",
+    "PET_NNODES": "nnodes",  # torchrun's own options, as PyTorch jobs set them
+    "PET_NODE_RANK": "node_rank",
+    "GROUP_WORLD_SIZE": "nnodes",  # what torchrun tells its processes
+    "GROUP_RANK": "node_rank",
+}
+# Says, if it is "True", that torchrun itself listens on MASTER_PORT: we take the port above it.
+TORCHRUN_LISTENS = "TORCHELASTIC_USE_AGENT_STORE"
 SAGEMAKER_PORT = 8080
 GPUS = Path("/proc/driver/nvidia/gpus")  # of the driver: one directory per GPU in the container
 PROGRAM = "text-generation-launcher"
@@ -59,7 +78,8 @@ def command() -> click.Command:
         help=(
             "Serve a text generation model over HTTP with TGI's and OpenAI's routes. Every flag "
             "can be given as an environment variable of the name in brackets; the command line "
-            "wins. The word `serve` (as SageMaker passes it) selects port 8080."
+            "wins. The word `serve` (as SageMaker passes it) selects port 8080 and "
+            "SageMaker's limits of size and time."
         ),
     )
     return click.version_option(__version__, "-V", "--version", prog_name=PROGRAM)(known)
@@ -80,7 +100,10 @@ def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     if any(word != "serve" for word in words):
         raise SettingsError(f"unexpected argument '{words[0]}'; only the word 'serve' is known")
     values, origins = _from_environment(environ)
-    if words and origins.get("port") != "SAGEMAKER_BIND_TO_PORT":
+    if origins.get("master_port") == "MASTER_PORT" and environ.get(TORCHRUN_LISTENS) == "True":
+        values["master_port"] += 1
+        origins["master_port"] = "MASTER_PORT + 1"
+    if words and origins.get("port") not in PLATFORM_NAMES:
         values["port"], origins["port"] = SAGEMAKER_PORT, "serve"
     if "HF_MODEL_ID" in origins.values() and "port" not in values:
         values["port"], origins["port"] = SAGEMAKER_PORT, "HF_MODEL_ID"
@@ -88,7 +111,8 @@ def resolve(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             values[name] = ",".join(value) if isinstance(value, tuple) else value
             origins[name] = "--" + name.replace("_", "-")
-    return checked(Settings(**values, origins=origins), device_count(environ))
+    settings = with_platform_defaults(Settings(**values, origins=origins), serve=bool(words))
+    return checked(settings, device_count(environ))
 
 
 def device_count(environ: Mapping[str, str], gpus: Path = GPUS) -> int:
@@ -138,22 +162,22 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[
     native = {
         flag.env or name.upper(): name for name, (flag, _) in known.items() if flag.env != "-"
     }
-    sagemaker = {key: name for key, name in SAGEMAKER_NAMES.items() if environ.get(key)}
-    fallback = {key: name for key, name in FALLBACK_NAMES.items() if environ.get(key)}
-    for variable, name in (fallback | native | sagemaker).items():
-        if variable in environ:
+    for variable, name in (FALLBACK_NAMES | native | PLATFORM_NAMES).items():
+        if environ.get(variable):  # SDKs pass empty ones for what was not given
             values[name] = _parse_variable(variable, environ[variable], *known[name])
             origins[name] = variable
     return values, origins
 
 
 def _parse_variable(variable: str, text: str, flag: Flag, kind: Any) -> object:
-    """TGI reads booleans as `true` or `false`, those without a flag as `1` or `0` too."""
+    """TGI reads booleans as `true` or `false`; those without a flag are read as `1` or `0` too, and
+    in any case of letters, as platforms and their SDKs write them."""
     if kind in (bool, TrueOrFalse):
         spellings = {"true": True, "false": False} | ({} if flag.cli else {"1": True, "0": False})
-        if text not in spellings:
+        spelled = text if flag.cli else text.lower()
+        if spelled not in spellings:
             raise SettingsError(f"invalid value '{text}' for {variable}: expected true or false")
-        return spellings[text]
+        return spellings[spelled]
     try:
         value: object = _click_type(kind).convert(text, None, None)
     except click.BadParameter as error:

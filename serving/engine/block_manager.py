@@ -1,13 +1,15 @@
 """Owner of the KV blocks: who uses which, what is cached, what is evicted. Rank 0, no torch.
 
-Invariant: every block is in exactly one of three states: referenced by at least one sequence,
-cached (unreferenced, but holding a published prefix; least recently used first), or free. A cached
-block can be taken back by a sequence with the same prefix or evicted for a new one; a referenced
-block never moves. `check_idle()` asserts it. Called by `scheduler.py`; `loop.py` takes what changed
-in the prefix cache, for the routers in the front.
+Invariant: every block is in exactly one of three states: referenced by at least one sequence or
+by the pin of a session, cached (unreferenced, but holding a published prefix; least recently used
+first), or free. A cached block can be taken back by a sequence with the same prefix or evicted for
+a new one; a referenced block never moves. `check_idle()` asserts it. Called by `scheduler.py` and
+`session_pins.py`; `loop.py` takes what changed in the prefix cache, for the routers in the front.
 """
 
-from collections import OrderedDict
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 
 from serving.protocol.prefix_hash import block_digest, reusable_digests
 
@@ -54,12 +56,17 @@ class BlockManager:
             digests.append(digest)
         return blocks, digests
 
+    def published(self, digests: list[bytes]) -> list[int]:
+        """The cached blocks of a chain of digests, as `match` finds them: first block first."""
+        known = itertools.takewhile(self._block_of.__contains__, digests)
+        return [self._block_of[digest] for digest in known]
+
     def available_beside(self, blocks: list[int]) -> int:
         """Blocks that could be allocated once these (cached ones among them) are referenced."""
         return self.num_available - sum(not self._references[block] for block in blocks)
 
     def reference(self, blocks: list[int]) -> None:
-        """One more sequence uses these blocks of the prefix cache."""
+        """One more sequence, or the pin of a session, uses these blocks of the prefix cache."""
         for block in blocks:
             if not self._references[block]:
                 del self._cached[block]
@@ -96,7 +103,7 @@ class BlockManager:
                 self._record(digest, now_in=self._new, before_in=self._gone)
 
     def release(self, blocks: list[int]) -> None:
-        """A sequence is done with its blocks. Tails are evicted before the prefixes they need."""
+        """A sequence or a pin lets go. Tails are evicted before the prefixes they need."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block]:
@@ -106,13 +113,18 @@ class BlockManager:
             else:
                 self._free.append(block)
 
-    def check_idle(self) -> None:
-        """Assert the invariant for a moment without sequences: nothing is referenced or lost."""
-        held = [block for block, count in enumerate(self._references) if count]
+    def check_idle(self, pinned: Iterable[int] = ()) -> None:
+        """Assert the invariant for a moment without sequences: nothing is referenced or lost.
+
+        `pinned`: blocks that sessions hold, as often as they do.
+        """
+        pins = Counter(pinned)
+        held = [block for block, count in enumerate(self._references) if count != pins[block]]
         assert not held, f"blocks {held[:10]} are still referenced while idle"
-        states = sorted(self._free + list(self._cached))
+        states = sorted([*self._free, *self._cached, *pins])
         assert states == list(range(self.num_blocks)), "blocks were lost or doubled"
-        assert set(self._digest_of) == set(self._cached), "a published block is not cached"
+        kept = {*self._cached, *pins}
+        assert set(self._digest_of) == kept, "a published block is not cached"
 
     def cached_digests(self) -> list[bytes]:
         """Every prefix that `match` can find now."""

@@ -14,7 +14,7 @@ from serving.engine.launcher_reports import LauncherReports
 from serving.engine.mailbox import Mailbox
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence, SequenceKey
-from serving.protocol.messages import Abort, EngineInfo, FailureKind, Generate
+from serving.protocol.messages import Abort, CloseSession, EngineInfo, FailureKind, Generate
 
 log = logging.getLogger(__name__)
 OVERLOADED = "Model is overloaded"
@@ -59,6 +59,8 @@ class Intake:
         for worker, message in self._mailbox.receive(timeout_ms):
             if isinstance(message, Abort):
                 self._forget((worker, message.sequence_id))
+            elif isinstance(message, CloseSession):
+                self._scheduler.pins.drop(message.session_id)
             else:
                 self._accept(worker, message)
         while self._mailbox.lost_workers:
@@ -68,6 +70,7 @@ class Intake:
                 self._scheduler.add(sequence)
             else:
                 self.fail(sequence, "validation", fault)
+        self._scheduler.pins.drop_expired()
         for sequence in self._scheduler.overdue():
             self.fail(sequence, "overloaded", OVERLOADED)
         if self._trial is not None or self._suspects:

@@ -143,4 +143,4 @@ class EngineLoop:
         """The last sequence has ended."""
         self._metrics.observe_sizes(self._scheduler)
         if self._check_idle:
-            self._scheduler.blocks.check_idle()
+            self._scheduler.check_idle()

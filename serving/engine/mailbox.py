@@ -1,8 +1,9 @@
 """The engine's end of the wire: a ROUTER socket that every front worker connects to.
 
-Rank 0 only. In come Hello, Generate and Abort; out go Ready, at most one Step per worker and step,
-Failed and Load. `intake.py` polls it between steps. A worker that is gone is noticed when a message
-to it cannot be delivered, and its sequences are reported so that they are freed.
+Rank 0 only. In come Hello, Generate, Abort and CloseSession; out go Ready, at most one Step per
+worker and step, Failed and Load. `intake.py` polls it between steps. A worker that is gone is
+noticed when a message to it cannot be delivered, and its sequences are reported so that they are
+freed.
 """
 
 import logging
@@ -16,6 +17,7 @@ from serving.protocol import codec
 from serving.protocol.messages import (
     PROTOCOL_VERSION,
     Abort,
+    CloseSession,
     Delta,
     EngineInfo,
     Failed,
@@ -25,6 +27,7 @@ from serving.protocol.messages import (
     Load,
     Ready,
     Step,
+    ToEngine,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ class Mailbox:
         self.newcomers: set[bytes] = set()  # workers that were greeted; whoever handles them clears
         self.lost_workers: set[bytes] = set()
 
-    def receive(self, timeout_ms: int) -> Iterator[tuple[bytes, Generate | Abort]]:
+    def receive(self, timeout_ms: int) -> Iterator[tuple[bytes, Generate | Abort | CloseSession]]:
         """(worker, message) of everything that has arrived; waits for the first if told to."""
         if not self._socket.poll(timeout_ms):
             return
@@ -108,9 +111,9 @@ class Mailbox:
             self.newcomers.discard(worker)
             self.lost_workers.add(worker)
 
-    def _decode(self, worker: bytes, payload: bytes) -> Hello | Generate | Abort | None:
+    def _decode(self, worker: bytes, payload: bytes) -> ToEngine | None:
         try:
-            message: Hello | Generate | Abort = codec.decode_to_engine(payload)
+            message: ToEngine = codec.decode_to_engine(payload)
             return message
         except msgspec.DecodeError as error:
             log.error("dropped an unreadable message from worker %s: %s", worker.hex(), error)

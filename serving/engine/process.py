@@ -120,7 +120,13 @@ def _leading_loop(
     traits = model.traits
     prefix_caching = settings.prefix_caching and traits.shared_prefixes
     blocks = BlockManager(sizes.num_blocks, settings.block_size, prefix_caching, has_siblings)
-    scheduler = Scheduler(blocks, sizes.max_rows, sizes.token_budget, traits.whole_prompts)
+    scheduler = Scheduler(
+        blocks,
+        sizes.max_rows,
+        sizes.token_budget,
+        traits.whole_prompts,
+        int(sizes.num_blocks * settings.session_kv_share) if settings.stateful_sessions else 0,
+    )
     info = engine_info(start, model, sizes)
     compiler = GrammarCompiler(Path(info.model_path), info.vocab_size, info.eos_token_ids)
     guidance = Guidance(compiler, info.vocab_size, info.eos_token_ids)

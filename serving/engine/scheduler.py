@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from serving.engine.block_manager import BlockManager
 from serving.engine.plan import Admission, Choice, Plan
 from serving.engine.sequence import Sequence, SequenceKey
+from serving.engine.session_pins import SessionPins
 from serving.engine.step_budget import StepBudget, StepSize
 from serving.protocol.messages import Delta
 
@@ -49,13 +50,20 @@ class Scheduler:
     """Waiting and running sequences of this engine. Waiting is first come, first served."""
 
     def __init__(
-        self, blocks: BlockManager, max_rows: int, token_budget: int, whole_prompts: bool = False
+        self,
+        blocks: BlockManager,
+        max_rows: int,
+        token_budget: int,
+        whole_prompts: bool = False,
+        most_pinned: int = 0,
     ) -> None:
         """`max_rows`: sequences in one step; `token_budget`: tokens computed in one step.
 
         `whole_prompts`: a prompt is not cut into chunks, even if it exceeds the budget.
+        `most_pinned`: blocks that sessions may keep.
         """
         self.blocks = blocks
+        self.pins = SessionPins(blocks, most_pinned)
         self.counters = Counters()
         self._budget = StepBudget(StepSize(token_budget, max_rows), blocks.block_size)
         self._whole_prompts = whole_prompts
@@ -112,6 +120,8 @@ class Scheduler:
             self._waiting.remove(sequence)
         else:
             self._running.remove(sequence)
+            if sequence.request.session is not None:
+                self.pins.pin(sequence.request.session, sequence.digests)
             self._vacate(sequence)
         if sequence.is_untested:
             self._suspects.remove(sequence)
@@ -134,6 +144,10 @@ class Scheduler:
         for sequence in late:
             self.abort(sequence.key)
         return late
+
+    def check_idle(self) -> None:
+        """Assert that blocks are held by nothing but sessions; only while nothing runs."""
+        self.blocks.check_idle(self.pins.references())
 
     def sampling(self) -> Iterator[Sequence]:
         """Sequences of the planned step that will get a token."""
@@ -258,8 +272,11 @@ class Scheduler:
         )
         wanted = self.blocks.blocks_for(len(sequence.token_ids)) - len(shared)
         # Each running sequence may need one more block soon: do not admit only to preempt.
-        if wanted + len(self._running) > self.blocks.available_beside(shared) and self._running:
-            return False
+        while wanted + len(self._running) > self.blocks.available_beside(shared):
+            if self._running:
+                return False
+            if not self.pins.drop_oldest():  # nothing else will make room
+                break
         self.blocks.reference(shared)
         sequence.blocks = shared + [self.blocks.allocate() for _ in range(wanted)]
         sequence.digests = digests
@@ -272,10 +289,15 @@ class Scheduler:
         return True
 
     def _grow(self, sequence: Sequence, draft: PlanDraft) -> bool:
-        """Make sure the next token has a block, preempting the youngest; False if that was it."""
+        """Make sure the next token has a block; False if the sequence itself had to be preempted.
+
+        The pins of sessions go first, then the youngest sequence.
+        """
         if sequence.num_computed < len(sequence.blocks) * self.blocks.block_size:
             return True
         while not self.blocks.num_available:
+            if self.pins.drop_oldest():
+                continue
             victim = self._running.pop()
             self._preempt(victim)
             if victim is sequence:

@@ -26,6 +26,13 @@ GENERATING = frozenset(
         "openai.completions",
         "sagemaker.invocations",
         "vertex.predict",
+        "configured.predict",
+        "kserve.infer",
+        "kserve.infer_of_version",
+        "kserve.generate",
+        "kserve.generate_of_version",
+        "kserve.generate_stream",
+        "kserve.generate_stream_of_version",
     }
 )
 # Everything else is open, /chat_tokenize too, as in TGI.

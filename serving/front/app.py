@@ -21,7 +21,7 @@ from serving.front.generation import ClientGone
 from serving.front.identity import identify
 from serving.front.observation import Observation
 from serving.front.openai import routes as openai_routes
-from serving.front.platforms import sagemaker, vertex
+from serving.front.platforms import configured, kserve, probes, sagemaker, vertex
 from serving.front.responses import (
     CLIENT_GONE,
     body_error_response,
@@ -55,8 +55,9 @@ def create_app(front: Front) -> flask.Flask:
     if front.settings.api_key is not None:
         app.before_request(require_api_key(front.settings.api_key))
     app.after_request(cors_headers(front.settings.cors_allow_origin))
-    for module in (tgi_routes, openai_routes, sagemaker, vertex, documentation):
+    for module in (tgi_routes, openai_routes, sagemaker, vertex, kserve, probes, documentation):
         app.register_blueprint(module.blueprint(front))
+    app.register_blueprint(configured.blueprint(front, app.url_map))
     app.register_error_handler(RequestError, error_response)
     app.register_error_handler(BodyError, body_error_response)
     app.register_error_handler(ClientGone, _client_gone)

@@ -27,9 +27,14 @@ def read_body(kind: type[T]) -> T:
 
 
 def read_json_bytes() -> bytes:
-    """The current request's body. Raises `BodyError` 415 or 413."""
+    """The current request's body, which must be JSON. Raises `BodyError` 415 or 413."""
     if not JSON_TYPE.fullmatch(flask.request.headers.get("Content-Type", "")):
         raise BodyError(415, "Expected request with `Content-Type: application/json`")
+    return read_bytes()
+
+
+def read_bytes() -> bytes:
+    """The current request's body. Raises `BodyError` 413."""
     try:
         data = flask.request.get_data(cache=False)
     except RequestEntityTooLarge as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from serving.errors import ErrorKind, RequestError
 from serving.front.engine_client import Engine, require_available
 from serving.front.model import LoadedModel
+from serving.front.session_table import SessionTable
 from serving.metrics import FrontMetrics
 from serving.settings import Settings
 
@@ -23,6 +24,7 @@ class Front:
     metrics: FrontMetrics
     metrics_page: Callable[[], bytes]
     model: LoadedModel | None = None
+    sessions: SessionTable | None = None  # None: disabled
 
     def loaded_model(self) -> LoadedModel:
         """The model, also while no sequence is taken. Raises `RequestError` UNHEALTHY."""

@@ -27,6 +27,7 @@ from serving.front.journal import Deliver, Journal
 from serving.front.launcher_link import LauncherLink
 from serving.front.routing import Router
 from serving.protocol.messages import (
+    CloseSession,
     EngineInfo,
     Generate,
     Load,
@@ -74,6 +75,9 @@ class Engine(Protocol):
 
     def submit(self, generate: Generate, deliver: Deliver) -> Callable[[], None]:
         """Start a sequence; the result aborts it. Raises `RequestError` if none is taken."""
+
+    def close_session(self, session_id: str) -> None:
+        """Let every engine forget what it keeps for this session."""
 
 
 class EngineClient:
@@ -157,6 +161,12 @@ class EngineClient:
             raise RequestError(ErrorKind.OVERLOADED, OVERLOADED)
         sequence_id = self._dispatcher.submit(generate, deliver)
         return lambda: self._dispatcher.abort(sequence_id)
+
+    def close_session(self, session_id: str) -> None:
+        """Let every engine forget what it keeps for this session; a dead one has forgotten."""
+        for link in self._links:
+            if link.epoch:
+                link.send(CloseSession(link.epoch, session_id))
 
     def _handle(self, link: EngineLink, message: ToFront) -> None:
         if isinstance(message, Ready):

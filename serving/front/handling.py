@@ -5,10 +5,10 @@ for a client that hangs up; at the end its sequences are aborted and the watch i
 once. How it ended is told to the request's `Observation`. Next: `generation.py`, `observation.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import flask
 
@@ -17,17 +17,38 @@ from serving.front.disconnect import HangUpWatch
 from serving.front.generation import Generation
 from serving.front.observation import current
 from serving.front.validation import ValidRequest
+from serving.protocol.messages import Session
+from serving.settings import Settings
+
+DEADLINE = "serving.deadline_ns"  # in a request's environment: that of the one it is part of
+
+
+def latest_end(
+    settings: Settings, environ: Mapping[str, Any], started: int, *, stream: bool
+) -> int:
+    """When a request that came at `started` ends at the latest, CLOCK_MONOTONIC; 0: no limit.
+
+    One that is part of another has the limit of that one.
+    """
+    enclosing: int = environ.get(DEADLINE, 0)
+    seconds = settings.seconds_for(stream=stream)
+    if enclosing or seconds is None:
+        return enclosing
+    return started + int(seconds * 1e9)
 
 
 class Handling:
     """Made inside a Flask request; used as a context, or closed by the response it made."""
 
-    def __init__(self, front: Front, prompts: int = 1) -> None:
-        """`prompts`: how many requests this one counts for."""
+    def __init__(self, front: Front, prompts: int = 1, *, stream: bool = False) -> None:
+        """`prompts`: how many requests this one counts for; `stream`: which time limit it has."""
         self._front = front
         self._connection = flask.request.environ.get("gunicorn.socket")
         self._observation = current()
         self._observation.accept(prompts)
+        environ, started = flask.request.environ, self._observation.started
+        self._deadline_ns = latest_end(front.settings, environ, started, stream=stream)
+        self._session: Session | None = flask.g.get("session")
         self._generation: Generation | None = None
         self._watch: HangUpWatch | None = None
 
@@ -52,6 +73,7 @@ class Handling:
         May be called again for another generation of the same request: the one before is closed.
         """
         self.close()
+        requests = [one.bound_to(self._deadline_ns, self._session) for one in requests]
         self._observation.validated(requests)
         tokenizer = self._front.loaded_model().tokenizer
         self._generation = Generation(requests, tokenizer, self._front.engine, keep_stop)

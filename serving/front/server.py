@@ -7,6 +7,8 @@ after the fork, each worker has its own. Next: `app.py`, `engine_client.py`.
 
 import resource
 import socket
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from serving.front.app import create_app
+from serving.front.cloudwatch import CloudWatchLog
 from serving.front.connection import Connection
 from serving.front.context import Front
 from serving.front.engine_client import EngineClient
 from serving.front.listener import BACKLOG
 from serving.front.model import reload_model
+from serving.front.session_table import SessionTable
 from serving.metrics import FrontMetrics, merged_registry, render
 from serving.protocol.messages import EngineInfo
 from serving.settings import Settings
@@ -87,7 +91,14 @@ class FrontServer(BaseApplication):  # type: ignore[misc]
         front = Front(
             self._settings, client, metrics, lambda: render(merged_registry(metrics_directory))
         )
+        if self._settings.stateful_sessions:
+            table = self._run_directory / "sessions"
+            front.sessions = SessionTable(table, self._settings.session_seconds)
         client.start()
+        if self._settings.cloudwatch_namespace:
+            lock = self._run_directory / "cloudwatch.lock"
+            source = partial(merged_registry, metrics_directory)
+            gevent.spawn(CloudWatchLog(self._settings, source, lock, _write_line).run)
         return create_app(front)
 
 
@@ -148,6 +159,12 @@ class FrontLogger(Logger):  # type: ignore[misc]
         super().setup(cfg)
         self.error_log.handlers = []
         self.error_log.propagate = True
+
+
+def _write_line(line: str) -> None:
+    """A line of the log that is no message: without time and level."""
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def _allow_open_files() -> None:

@@ -8,17 +8,17 @@ The first violation wins, worded as TGI does. Next: `generation.py`.
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from serving.errors import ErrorKind, RequestError
 from serving.front import grammars
 from serving.front.float32 import to_float32
 from serving.front.model import LoadedModel
 from serving.front.parameters import GenerateParameters
-from serving.protocol.messages import Generate
+from serving.protocol.messages import Generate, Session
 from serving.protocol.params import Grammar, SamplingParams, StopParams
 from serving.settings import Settings
 
@@ -45,6 +45,7 @@ class ValidRequest:
     grammar: Grammar | None = None
     deadline_ns: int = 0  # CLOCK_MONOTONIC; 0 is none
     start_token_ids: Sequence[int] = ()  # behind an encoder: where the output begins
+    session: Session | None = None
 
     @property
     def continued_token_ids(self) -> Sequence[int]:
@@ -66,7 +67,13 @@ class ValidRequest:
             grammar=self.grammar,
             prompt_logprobs=self.prompt_logprobs,
             deadline_ns=self.deadline_ns,
+            session=self.session,
         )
+
+    def bound_to(self, deadline_ns: int, session: Session | None) -> "ValidRequest":
+        """The same, ending no later than that (0: whenever it would), as part of a session."""
+        deadlines = [given for given in (self.deadline_ns, deadline_ns) if given]
+        return replace(self, deadline_ns=min(deadlines, default=0), session=session)
 
     def shown_seed(self, choice: int) -> int | None:
         """The seed to report; greedy sequences have none."""
@@ -74,7 +81,7 @@ class ValidRequest:
 
     def _sampling(self, choice: int) -> SamplingParams:
         """Choices differ in their seed only; consecutive seeds give unrelated draws."""
-        return replace(self.sampling, seed=(self.sampling.seed + choice) % SEEDS)
+        return structs.replace(self.sampling, seed=(self.sampling.seed + choice) % SEEDS)
 
 
 def validate(
@@ -131,7 +138,7 @@ def validate(
         logprobs=logprobs or (parameters.best_of or 1) > 1,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
-        deadline_ns=_deadline(parameters.max_time, settings.max_request_seconds),
+        deadline_ns=0 if parameters.max_time is None else deadline_after(parameters.max_time),
         start_token_ids=model.info.start_token_ids,
     )
 
@@ -245,10 +252,9 @@ def _check_available(parameters: GenerateParameters) -> None:
         _refuse(f"`adapter_id` is not supported. Given: {parameters.adapter_id}")
 
 
-def _deadline(max_time: float | None, limit: float | None) -> int:
-    """The earlier of the request's own and the server's deadline."""
-    seconds = min((value for value in (max_time, limit) if value is not None), default=None)
-    return 0 if seconds is None else time.monotonic_ns() + int(min(seconds, LONGEST_SECONDS) * 1e9)
+def deadline_after(seconds: float) -> int:
+    """CLOCK_MONOTONIC so many seconds from now, in nanoseconds."""
+    return time.monotonic_ns() + int(min(seconds, LONGEST_SECONDS) * 1e9)
 
 
 def _biases(given: dict[str, float], vocab_size: int) -> list[tuple[int, float]]:

@@ -1,10 +1,12 @@
 """Builds, caches and loads the compiled CPU ops of `cpu_ops.cpp` (optional accelerator).
 
-Runs in every engine rank on CPU, once at start, and by hand as `python -m serving.kernels.cpu_ops`.
-In: a cache directory; out: `torch.ops.serving_cpu.*`, or the reason why there is none: then the
-plain torch path serves. Next: `cpu_ops.cpp`, which documents each op.
+Runs in every engine rank on CPU, once at start, and by hand as `python -m serving.kernels.cpu_ops`
+(`--every-level` while an image is built, which then needs no compiler). In: a cache directory; out:
+`torch.ops.serving_cpu.*`, or the reason why there is none: then the plain torch path serves. Next:
+`cpu_level.py`, then `cpu_ops.cpp`, which documents each op.
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -15,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from serving.kernels.cpu_level import CpuLevel, levels, this_cpu
 
 SOURCE = Path(__file__).with_name("cpu_ops.cpp")
 HEADERS = tuple(
@@ -30,7 +34,6 @@ HEADERS = tuple(
 COMPILE_FLAGS = (
     "-std=c++20",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
@@ -39,6 +42,8 @@ COMPILE_FLAGS = (
     "-fvisibility=hidden",
 )
 BUILD_LIMIT_S = 600.0
+# Libraries that came with the installation; looked into first, never written to by a server.
+PREBUILT = SOURCE.with_name("prebuilt")
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,11 @@ def load(cache_dir: Path | None = None, compiler: str = "c++") -> Loaded:
     for name in torch.ops.loaded_libraries:
         if Path(name).name.startswith("serving_cpu-"):
             return Loaded(Path(name))
+    level = this_cpu()
+    if level is None:
+        return Loaded(None, "the CPU has no AVX2 instructions")
     try:
-        path = _find_or_build(_directories(cache_dir), compiler)
+        path = _prebuilt(level) or _find_or_build(_directories(cache_dir), level, compiler)
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         return Loaded(None, (str(error).strip().splitlines() or [type(error).__name__])[-1])
@@ -81,9 +89,28 @@ def _directories(cache_dir: Path | None) -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"text-generation-serving-{os.getuid()}"
 
 
-def _find_or_build(directories: Iterator[Path], compiler: str) -> Path:
+def build_every_level(directory: Path = PREBUILT, compiler: str = "c++") -> list[Path]:
+    """Build the library for each level of this machine's architecture, whatever its own CPU has.
+
+    Raises OSError or RuntimeError if one cannot be built.
+    """
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)  # any user may run the server
+    every = levels(platform.machine())
+    return [_find_or_build([directory], level, compiler) for level in every]
+
+
+def _prebuilt(level: CpuLevel) -> Path | None:
+    """The library that was installed for this level, unless it was built from other sources."""
+    path = PREBUILT / _library_name(level)
+    if not path.exists():
+        return None
+    _check_owner(PREBUILT)
+    return path
+
+
+def _find_or_build(directories: Iterable[Path], level: CpuLevel, compiler: str) -> Path:
     """The library's path; raises OSError or RuntimeError if it cannot be built anywhere."""
-    name = f"serving_cpu-{_fingerprint()}.so"
+    name = _library_name(level)
     failure = OSError("no directory to build in")
     for directory in directories:
         try:
@@ -94,7 +121,7 @@ def _find_or_build(directories: Iterator[Path], compiler: str) -> Path:
             with (directory / f"{name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another rank may be building the same file
                 if not (directory / name).exists():
-                    _build(directory / name, compiler)
+                    _build(directory / name, level, compiler)
             return directory / name
         except OSError as error:
             failure = error
@@ -108,30 +135,16 @@ def _check_owner(directory: Path) -> None:
         raise PermissionError(f"{directory} belongs to another user or is writable by all")
 
 
-def _fingerprint() -> str:
-    """Hash of all that the machine code depends on, the CPU's instruction sets included."""
+def _library_name(level: CpuLevel) -> str:
+    """`serving_cpu-LEVEL-HASH.so`; the hash is of all that the machine code depends on."""
     sources = (path.read_text() for path in (SOURCE, *HEADERS))
-    versions = (torch.__version__, sys.implementation.cache_tag or "")
-    parts = (*sources, *versions, *COMPILE_FLAGS, _cpu_flags())
+    versions = (torch.__version__, sys.implementation.cache_tag or "", platform.machine())
+    parts = (*sources, *versions, *COMPILE_FLAGS, *level.compile_flags)
     digest = hashlib.sha256("\0".join(parts).encode())
-    return digest.hexdigest()[:16]
+    return f"serving_cpu-{level.name}-{digest.hexdigest()[:16]}.so"
 
 
-def _cpu_flags() -> str:
-    """Machine and instruction sets of the first CPU, as the kernel lists them."""
-    listed = [platform.machine()]
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        with cpuinfo.open() as lines:
-            for line in lines:
-                if not line.strip():  # end of the first CPU
-                    break
-                if line.startswith(("flags", "Features")):
-                    listed.append(line.strip())
-    return "\n".join(listed)
-
-
-def _build(target: Path, compiler: str) -> None:
+def _build(target: Path, level: CpuLevel, compiler: str) -> None:
     """Compile and link `target`, which appears whole or not at all; RuntimeError says what failed.
 
     The compiler is called directly: `torch.utils.cpp_extension` needs setuptools and ninja, loads
@@ -145,7 +158,8 @@ def _build(target: Path, compiler: str) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         compiled, linked = Path(scratch) / "cpu_ops.o", Path(scratch) / target.name
         include = ("-isystem", str(root / "include"))
-        _run([found, *COMPILE_FLAGS, abi, *include, "-c", str(SOURCE), "-o", str(compiled)])
+        flags = (*COMPILE_FLAGS, *level.compile_flags, abi, *include)
+        _run([found, *flags, "-c", str(SOURCE), "-o", str(compiled)])
         libraries = (f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10")
         _run([found, "-shared", str(compiled), "-o", str(linked), *libraries])
         linked.replace(target)
@@ -167,13 +181,27 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
-    """Build the library if needed; print its path and the seconds, or why there is none."""
+    """Build what is needed; print the paths and the seconds, or why there is no library."""
+    parser = argparse.ArgumentParser(description="Build the compiled CPU operations.")
+    parser.add_argument("directory", nargs="?", type=Path, help="default: the user's cache")
+    parser.add_argument(
+        "--every-level", action="store_true", help="for every CPU of this architecture, prebuilt"
+    )
+    arguments = parser.parse_args()
     started = time.monotonic()
-    loaded = load(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
-    if not loaded:
-        print(f"CPU ops are not available: {loaded.reason}", file=sys.stderr)
-        return 1
-    print(f"{loaded.path} in {time.monotonic() - started:.1f} s")
+    if arguments.every_level:
+        try:
+            built = build_every_level(arguments.directory or PREBUILT)
+        except (OSError, RuntimeError) as error:
+            print(f"CPU ops cannot be built: {error}", file=sys.stderr)
+            return 1
+    else:
+        loaded = load(arguments.directory)
+        if loaded.path is None:
+            print(f"CPU ops are not available: {loaded.reason}", file=sys.stderr)
+            return 1
+        built = [loaded.path]
+    print(*built, f"in {time.monotonic() - started:.1f} s", sep="\n")
     return 0
 
 

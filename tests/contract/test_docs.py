@@ -47,7 +47,7 @@ class TestDocument:
         self, app: flask.Flask, document: dict[str, Any]
     ) -> None:
         rules = {
-            (rule.rule, method.lower())
+            (rule.rule.replace("<", "{").replace(">", "}"), method.lower())
             for rule in app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
             if not rule.endpoint.startswith("docs.")
@@ -56,7 +56,9 @@ class TestDocument:
 
     def test_protected_routes_say_so(self, app: flask.Flask, document: dict[str, Any]) -> None:
         locked = {
-            (rule.rule, "post") for rule in app.url_map.iter_rules() if rule.endpoint in PROTECTED
+            (rule.rule.replace("<", "{").replace(">", "}"), "post")
+            for rule in app.url_map.iter_rules()
+            if rule.endpoint in PROTECTED
         }
         found = {
             (path, method)

@@ -15,7 +15,8 @@ from serving.engine.block_manager import BlockManager
 from serving.engine.plan import Choice, Plan
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
-from serving.protocol.messages import Generate
+from serving.engine.session_pins import NEVER
+from serving.protocol.messages import Generate, Session
 from serving.protocol.params import SamplingParams, StopParams
 
 SIZE = 4
@@ -63,7 +64,8 @@ class Load:
         self.longest = min(num_blocks * SIZE, 64)
         self.blocks = BlockManager(num_blocks, SIZE, prefix_caching=not whole_prompts)
         budget = self.random.choice([4, 8, 16, 33])
-        self.scheduler = Scheduler(self.blocks, self.max_rows, budget, whole_prompts)
+        pinned = num_blocks // self.random.choice([1, 2, 8])
+        self.scheduler = Scheduler(self.blocks, self.max_rows, budget, whole_prompts, pinned)
         self.ranks = Ranks(RowTable(self.max_rows, self.longest, SIZE))
         self.to_come = 15
         self.live: dict[int, Sequence] = {}
@@ -84,6 +86,7 @@ class Load:
             stop=StopParams(total - length),
             resume_token_ids=resumed,
             is_suspect=self.random.random() < 0.3,
+            session=self.random.choice([None, Session("a", NEVER), Session("b", NEVER)]),
         )
         self.live[self.to_come] = Sequence.from_request(WORKER, request)
         self.scheduler.add(self.live[self.to_come])
@@ -98,6 +101,8 @@ class Load:
             self.arrive()
         if self.live and self.random.random() < 0.02:
             self.leave()
+        if self.random.random() < 0.02:
+            self.scheduler.pins.drop("a")
         plan = self.scheduler.schedule()
         if plan is None:
             assert not self.live
@@ -143,4 +148,4 @@ def test_every_sequence_ends_with_its_own_tokens(seed: int) -> None:
             break
     assert not load.live
     assert load.scheduler.num_running == load.scheduler.num_waiting == 0
-    load.blocks.check_idle()
+    load.scheduler.check_idle()

@@ -264,6 +264,9 @@ def test_openai_rules_reach_the_engine(model: LoadedModel) -> None:
 
 def test_the_earlier_deadline_counts(model: LoadedModel) -> None:
     before = time.monotonic_ns()
-    request = check(model, max_time=50.0, settings=Settings(max_request_seconds=20.0))
-    assert before + 20e9 <= request.deadline_ns <= time.monotonic_ns() + 20e9
-    assert check(model).deadline_ns == 0
+    request = check(model, max_time=50.0)
+    assert before + 50e9 <= request.deadline_ns <= time.monotonic_ns() + 50e9
+    assert request.bound_to(7, None).generate(0).deadline_ns == 7
+    assert request.bound_to(0, None).deadline_ns == request.deadline_ns
+    assert check(model).bound_to(9, None).deadline_ns == 9
+    assert check(model).bound_to(0, None).deadline_ns == 0

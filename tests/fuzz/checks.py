@@ -37,6 +37,16 @@ def check_stream(text: str, *, openai: bool) -> None:
     assert ends == [False] * (len(events) - 1) + [True], text
 
 
+def check_kserve_stream(text: str) -> None:
+    """The body of a stream of the Open Inference Protocol: tokens, then perhaps one error."""
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    assert blocks, text
+    events = [json.loads(block.removeprefix("data: ")) for block in blocks]
+    errors = ["error" in event for event in events]
+    assert errors[:-1] == [False] * (len(events) - 1), text
+    assert all("text_output" in event or "error" in event for event in events), text
+
+
 def _check_chunks(chunks: list[Any]) -> None:
     """Each choice ends once and says nothing after that; or there is one error, at the end."""
     errors = ["error" in chunk for chunk in chunks]

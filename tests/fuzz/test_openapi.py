@@ -12,7 +12,7 @@ from live_server import LiveServer
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
-from tests.fuzz.checks import check_stream
+from tests.fuzz.checks import check_kserve_stream, check_stream
 from tests.fuzz.settings import fuzz
 
 pytestmark = pytest.mark.e2e
@@ -23,6 +23,16 @@ OPERATIONS = [
     *(("post", path) for path in ("/", "/generate", "/generate_stream", "/invocations", "/vertex")),
     *(("post", path) for path in ("/ping", "/tokenize", "/chat_tokenize")),
     *(("post", path) for path in ("/v1/chat/completions", "/v1/completions")),
+    *(("get", path) for path in ("/execution-parameters", "/health/live", "/health/ready")),
+    *(("get", path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")),
+    *(
+        (method, f"/v2/models/{{model}}{version}{path}")
+        for version in ("", "/versions/{version}")
+        for method, path in (
+            *(("get", ""), ("get", "/ready")),
+            *(("post", "/infer"), ("post", "/generate"), ("post", "/generate_stream")),
+        )
+    ),
 ]
 CONFORMS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance",
@@ -56,6 +66,9 @@ def test_answers_conform(api: Any, method: str, path: str) -> None:
         response = requests.request(**case.as_transport_kwargs(), timeout=ANSWER_SECONDS)
         case.validate_response(response, checks=checks)
         if response.headers.get("content-type", "").startswith("text/event-stream"):
-            check_stream(response.text, openai="[DONE]" in response.text)
+            if path.startswith("/v2/"):
+                check_kserve_stream(response.text)
+            else:
+                check_stream(response.text, openai="[DONE]" in response.text)
 
     ask()

@@ -1,5 +1,6 @@
 """Compiled CPU ops against plain torch formulas, and how their library is built and found."""
 
+import platform
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.kernels import cpu_ops
+from serving.kernels import cpu_level, cpu_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Relative and absolute error: rounding of the result, and for bfloat16 of attention weights.
@@ -464,9 +465,9 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     keep = 'while [ "$1" != -o ]; do shift; done; touch "$2"'
     compiler = script(tmp_path / "cc", f"echo run >> {log}; {keep}")
-    build = cpu_ops._find_or_build
+    build, level = cpu_ops._find_or_build, cpu_level.OTHER_LEVELS[0]
     threads = [
-        threading.Thread(target=build, args=(iter([tmp_path / "cache"]), compiler))
+        threading.Thread(target=build, args=([tmp_path / "cache"], level, compiler))
         for _ in range(4)
     ]
     for thread in threads:
@@ -474,3 +475,46 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert log.read_text().splitlines() == ["run", "run"]  # compile, link
+
+
+@pytest.mark.usefixtures("fresh")
+def test_prebuilt_library_needs_no_compiler(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / library.name).symlink_to(library)
+    monkeypatch.setattr(cpu_ops, "PREBUILT", tmp_path)
+    loaded = cpu_ops.load(tmp_path / "cache", "/nonexistent/c++")
+    assert loaded.path == tmp_path / library.name
+
+
+@pytest.mark.usefixtures("fresh")
+def test_prebuilt_library_of_other_sources_is_not_loaded(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem = library.name.rpartition("-")[0]
+    (tmp_path / f"{stem}-0123456789abcdef.so").symlink_to(library)
+    monkeypatch.setattr(cpu_ops, "PREBUILT", tmp_path)
+    assert "no C++ compiler" in cpu_ops.load(tmp_path / "cache", "/nonexistent/c++").reason
+
+
+@pytest.mark.usefixtures("fresh")
+def test_cpu_below_every_level_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_ops, "this_cpu", lambda: None)
+    assert cpu_ops.load().reason == "the CPU has no AVX2 instructions"
+
+
+def test_every_level_of_the_architecture_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    log = tmp_path / "log"
+    keep = 'while [ "$1" != -o ]; do shift; done; touch "$2"'
+    compiler = script(tmp_path / "cc", f'echo "$*" >> {log}; {keep}')
+    built = cpu_ops.build_every_level(tmp_path / "built", compiler)
+    assert (tmp_path / "built").stat().st_mode & 0o055 == 0o055  # for servers of any user
+    names = [path.name.split("-")[1] for path in built]
+    assert names == ["avx512bf16", "avx512", "avx2"]
+    assert all(path.exists() for path in built)
+    compiled = [line for line in log.read_text().splitlines() if " -c " in line]
+    assert [line.count("-march=x86-64-v") for line in compiled] == [1, 1, 1]
+    assert ["-mavx512bf16" in line for line in compiled] == [True, False, False]

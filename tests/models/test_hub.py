@@ -23,10 +23,11 @@ def refuse(*args, **kwargs):
     print("a network call was made", file=sys.stderr)
     os._exit(9)
 socket.socket = socket.create_connection = socket.getaddrinfo = refuse
-from serving.launcher import launch
+import serving.launcher.launch
+from serving.models.hub import resolve_model, with_mounted_model
 from serving.settings_sources import resolve
 settings = resolve(["--model-id", sys.argv[1]], {})
-print(launch.resolve_model(launch.with_mounted_model(settings)))
+print(resolve_model(with_mounted_model(settings)))
 print(sorted({"huggingface_hub", "torch", "transformers"} & set(sys.modules)))
 """
 

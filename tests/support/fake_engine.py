@@ -16,6 +16,7 @@ from serving.front.text.tokenization import Tokenizer
 from serving.protocol.codec import decode_to_engine, encode
 from serving.protocol.messages import (
     Abort,
+    CloseSession,
     Delta,
     EngineInfo,
     FinishReason,
@@ -67,6 +68,11 @@ class ScriptedEngine:
         self.submitted: list[Generate] = []
         self.aborted: list[int] = []  # positions in `submitted`
         self.refusal: RequestError | None = None
+        self.closed_sessions: list[str] = []
+
+    def close_session(self, session_id: str) -> None:
+        """Remember it."""
+        self.closed_sessions.append(session_id)
 
     def wait_if_late(self) -> None:
         """Never late."""
@@ -138,7 +144,7 @@ class WireEngine:
         self.die()
         self._context.term()
 
-    def receive(self, seconds: float = 5.0) -> tuple[bytes, Generate | Abort]:
+    def receive(self, seconds: float = 5.0) -> tuple[bytes, Generate | Abort | CloseSession]:
         """The next message of a worker that is not a Hello; those are answered with Ready."""
         while True:
             if not self._router.poll(int(seconds * 1000)):

@@ -23,7 +23,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.step_metrics import StepMetrics
 from serving.metrics import EngineMetrics
 from serving.protocol.codec import decode_to_launcher
-from serving.protocol.messages import Abort, Delta, EngineInfo, Generate, ToLauncher
+from serving.protocol.messages import Abort, CloseSession, Delta, EngineInfo, Generate, ToLauncher
 from serving.protocol.params import SamplingParams, StopParams
 from tests.support.tiny_model import make_model_directory
 
@@ -36,12 +36,12 @@ class FakeMailbox:
     """Messages in lists."""
 
     def __init__(self) -> None:
-        self.inbox: list[tuple[bytes, Generate | Abort]] = []
+        self.inbox: list[tuple[bytes, Generate | Abort | CloseSession]] = []
         self.steps: list[tuple[bytes, list[Delta]]] = []
         self.failed: list[tuple[bytes, int, str, str]] = []
         self.lost_workers: set[bytes] = set()
 
-    def receive(self, timeout_ms: int) -> Iterator[tuple[bytes, Generate | Abort]]:
+    def receive(self, timeout_ms: int) -> Iterator[tuple[bytes, Generate | Abort | CloseSession]]:
         inbox, self.inbox = self.inbox, []
         yield from inbox
 
@@ -94,13 +94,18 @@ class Engine:
     """The loop with everything around it."""
 
     def __init__(
-        self, model_path: Path, repeats_steps: bool = True, stall_seconds: float | None = None
+        self,
+        model_path: Path,
+        repeats_steps: bool = True,
+        stall_seconds: float | None = None,
+        most_pinned: int = 0,
     ) -> None:
         self.mailbox = FakeMailbox()
         self.runner = FakeRunner()
         self.reports = Reports()
         self.guidance = Guidance(GrammarCompiler(model_path, 320, [1]), 320, [1])
-        self.scheduler = Scheduler(BlockManager(16, 4, prefix_caching=True), 8, 64)
+        blocks = BlockManager(16, 4, prefix_caching=True)
+        self.scheduler = Scheduler(blocks, 8, 64, most_pinned=most_pinned)
         mailbox: Any = self.mailbox
         reports = self.reports.engine_end
         self.registry = CollectorRegistry()

@@ -6,6 +6,7 @@ schemas come from the structs that parse the bodies, and those are JSON Schema 2
 only 3.1 is a superset. Next: `operations.py`, `schemas.py`.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ UNDESCRIBED = "docs."  # the endpoints of the document itself and of the page th
 ERRORS = {
     400: "The body is not JSON",
     401: "The API key is missing or wrong",
+    404: "There is nothing under this path",
     413: "The body is larger than --payload-limit",
     415: "The content type is not JSON",
     422: "The body has the wrong shape, or a value is out of range",
@@ -35,15 +37,17 @@ ERRORS = {
 }
 BEFORE_PARSING = (400, 413, 415, 422)  # these may be plain text
 TRY_LATER = (429, 503)
+WITHOUT_BODY = (401, 404)
+VARIABLE = re.compile(r"<(\w+)>")  # in a rule of Flask
 
 
 def document(url_map: Map, settings: Settings) -> dict[str, Any]:
     """The OpenAPI document of all rules of `url_map` but the documentation's own."""
     paths: dict[str, dict[str, Any]] = {}
     for rule in described(url_map):
-        item = paths.setdefault(rule.rule, {})
+        item = paths.setdefault(VARIABLE.sub(r"{\1}", rule.rule), {})
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            item[method.lower()] = _operation(rule.endpoint, method.lower(), settings)
+            item[method.lower()] = _operation(rule, method.lower(), settings)
     return {
         "openapi": VERSION,
         "info": {
@@ -65,13 +69,15 @@ def described(url_map: Map) -> Iterator[Rule]:
     return (rule for rule in url_map.iter_rules() if not rule.endpoint.startswith(UNDESCRIBED))
 
 
-def _operation(endpoint: str, method: str, settings: Settings) -> dict[str, Any]:
-    described = OPERATIONS[endpoint]
+def _operation(rule: Rule, method: str, settings: Settings) -> dict[str, Any]:
+    endpoint, described = rule.endpoint, OPERATIONS[rule.endpoint]
     operation: dict[str, Any] = {
         "tags": [TITLE],
         "operationId": f"{endpoint.replace('.', '_')}_{method}",
         "summary": described.summary,
     }
+    if rule.arguments:
+        operation["parameters"] = [_path_parameter(name) for name in sorted(rule.arguments)]
     if described.body:
         operation["requestBody"] = {
             "required": True,
@@ -114,8 +120,8 @@ def _event(data: dict[str, Any], *, terminated: bool) -> dict[str, Any]:
 
 def _error(status: int, operation: Operation) -> dict[str, Any]:
     response: dict[str, Any] = {"description": ERRORS[status]}
-    if status == 401:
-        return response  # without a body
+    if status in WITHOUT_BODY:
+        return response
     content: dict[str, Any] = {}
     if status in (422, 424, 429, 500, 503) or operation.json_errors_only:
         content["application/json"] = {"schema": _any_of(operation.error_bodies)}
@@ -124,6 +130,11 @@ def _error(status: int, operation: Operation) -> dict[str, Any]:
     if status in TRY_LATER:
         response["headers"] = {"Retry-After": _header("Seconds")}
     return {**response, "content": content}
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _header(description: str) -> dict[str, Any]:

@@ -16,6 +16,19 @@ from serving.front.documentation.schemas import (
 from serving.front.openai.errors import OpenAIError, StreamError
 from serving.front.openai.response_schema import ModelList
 from serving.front.openai.schema import ChatRequest, CompletionRequest
+from serving.front.platforms.kserve_schema import (
+    InferRequest,
+    InferResponse,
+    KServeGenerateRequest,
+    KServeGenerateResponse,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+)
+from serving.front.platforms.sagemaker import ExecutionParameters
+from serving.front.platforms.sessions import SessionRequest, SessionResponse
 from serving.front.responses import ErrorBody
 from serving.front.text.tokens import TokenizedItem
 from serving.front.tgi.schema import (
@@ -44,16 +57,12 @@ class Operation:
     text: bool = False  # answers plain text
     errors: tuple[int, ...] = ()  # statuses, 401 excepted
     error_bodies: tuple[Any, ...] = (ErrorBody,)
+    json_errors_only: bool = False  # also of bodies that cannot be read
 
     @property
     def terminated(self) -> bool:
         """OpenAI's streams end with an event that is no JSON."""
         return OpenAIError in self.error_bodies
-
-    @property
-    def json_errors_only(self) -> bool:
-        """OpenAI's routes have an object for every error."""
-        return self.error_bodies == (OpenAIError,)
 
 
 NATIVE_EVENTS = (StreamResponse, ErrorBody)
@@ -102,6 +111,7 @@ OPERATIONS = {
         CHAT_EVENTS,
         errors=GENERATION,
         error_bodies=(OpenAIError,),
+        json_errors_only=True,
     ),
     "openai.completions": Operation(
         "Complete prompts, streamed if `stream` is true",
@@ -110,14 +120,19 @@ OPERATIONS = {
         COMPLETION_EVENTS,
         errors=GENERATION,
         error_bodies=(OpenAIError,),
+        json_errors_only=True,
     ),
     "openai.models": Operation(
-        "The one model", answers=(ModelList,), errors=(503,), error_bodies=(OpenAIError,)
+        "The one model",
+        answers=(ModelList,),
+        errors=(503,),
+        error_bodies=(OpenAIError,),
+        json_errors_only=True,
     ),
     "sagemaker.invocations": Operation(
-        "SageMaker: the body's shape decides what answers",
-        (CompatGenerateRequest, ChatRequest, CompletionRequest),
-        (list[GenerateResponse], ChatCompletion, TextCompletion),
+        "SageMaker: the body's shape decides what answers; JSON Lines hold one request each",
+        (CompatGenerateRequest, ChatRequest, CompletionRequest, SessionRequest),
+        (list[GenerateResponse], ChatCompletion, TextCompletion, SessionResponse),
         (*NATIVE_EVENTS, *CHAT_EVENTS, TextCompletion),
         errors=GENERATION,
         error_bodies=(ErrorBody, OpenAIError),
@@ -128,4 +143,57 @@ OPERATIONS = {
         (VertexResponse,),
         errors=GENERATION,
     ),
+    "sagemaker.execution_parameters": Operation(
+        "SageMaker: how a batch job should call", answers=(ExecutionParameters,)
+    ),
+    "configured.predict": Operation(
+        "Vertex AI: generate for every instance, or whatever the body's shape asks for",
+        (VertexRequest, CompatGenerateRequest, ChatRequest, CompletionRequest),
+        (VertexResponse, list[GenerateResponse], ChatCompletion, TextCompletion),
+        (*NATIVE_EVENTS, *CHAT_EVENTS, TextCompletion),
+        errors=GENERATION,
+        error_bodies=(ErrorBody, OpenAIError),
+    ),
+    "configured.health": HEALTH,
+    "probes.live": Operation(
+        "Whether the server is alive; only a restart mends 503", errors=(503,)
+    ),
+    "probes.ready": HEALTH,
+    "kserve.server": Operation("Open Inference Protocol: the server", answers=(ServerMetadata,)),
+    "kserve.live": Operation(
+        "Whether the server is alive; only a restart mends 503", answers=(Live,), errors=(503,)
+    ),
+    "kserve.ready": Operation(HEALTH.summary, answers=(Ready,), errors=(503,)),
+}
+
+# The same with and without a version in the path.
+OF_A_MODEL = {
+    "model_metadata": Operation("The model's tensors", answers=(ModelMetadata,), errors=(404, 503)),
+    "model_ready": Operation(HEALTH.summary, answers=(ModelReady,), errors=(404, 503)),
+    "infer": Operation(
+        "Generate for every element of a tensor of texts",
+        (InferRequest,),
+        (InferResponse,),
+        errors=(*GENERATION, 404),
+        json_errors_only=True,
+    ),
+    "generate": Operation(
+        "Generate",
+        (KServeGenerateRequest,),
+        (KServeGenerateResponse,),
+        errors=(*GENERATION, 404),
+        json_errors_only=True,
+    ),
+    "generate_stream": Operation(
+        "Generate as a stream, an event per token",
+        (KServeGenerateRequest,),
+        events=(KServeGenerateResponse, ErrorBody),
+        errors=(*GENERATION, 404),
+        json_errors_only=True,
+    ),
+}
+OPERATIONS |= {
+    f"kserve.{name}{suffix}": operation
+    for name, operation in OF_A_MODEL.items()
+    for suffix in ("", "_of_version")
 }

@@ -22,6 +22,20 @@ from serving.front.openai.response_schema import (
 )
 from serving.front.openai.schema import ChatRequest, CompletionRequest
 from serving.front.parameters import LARGEST_SEED
+from serving.front.platforms.kserve_schema import (
+    InferRequest,
+    InferResponse,
+    KServeGenerateRequest,
+    KServeGenerateResponse,
+    KServeParameters,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+)
+from serving.front.platforms.sagemaker import ExecutionParameters
+from serving.front.platforms.sessions import SessionRequest, SessionResponse
 from serving.front.responses import ErrorBody
 from serving.front.text.tokens import TokenizedItem
 from serving.front.tgi.schema import (
@@ -81,6 +95,9 @@ BODIES = (
     *(GenerateResponse, StreamResponse, TokenizedItem, ChatTokenizeResponse, VertexResponse),
     *(ChatCompletion, ChatCompletionChunk, TextCompletion, ModelList, Info),
     *(ErrorBody, OpenAIError, StreamError),
+    *(SessionRequest, SessionResponse, ExecutionParameters),
+    *(ServerMetadata, Live, Ready, ModelReady, ModelMetadata),
+    *(InferRequest, InferResponse, KServeGenerateRequest, KServeGenerateResponse),
 )
 
 
@@ -116,13 +133,17 @@ def _constrain(schema: dict[str, Any], constraint: Constraint) -> None:
 def _ranges(settings: Settings) -> dict[str, dict[str, Constraint]]:
     """Struct name to field to what its values must obey beyond their type."""
     top = {"maximum": settings.max_top_n_tokens}
-    chat = _openai_ranges(settings)
+    chat, native = _openai_ranges(settings), _native_ranges(settings)
+    kserve = {name: native[name] for name in KServeParameters.__struct_fields__ if name in native}
     return {
         "GenerateRequest": {"inputs": {"minLength": 1}},
         "CompatGenerateRequest": {"inputs": {"minLength": 1}},
         "VertexInstance": {"inputs": {"minLength": 1}},
         "VertexRequest": {"instances": {"minItems": 1}},
-        "GenerateParameters": _native_ranges(settings),
+        "GenerateParameters": native,
+        "KServeGenerateRequest": {"text_input": {"minLength": 1}},
+        "KServeParameters": {**kserve, "temperature": {"minimum": 0}, "max_tokens": AT_LEAST_ONE},
+        "InferRequest": {"inputs": {"minItems": 1, "maxItems": 1}},
         "ChatRequest": {**chat, "top_logprobs": top},
         "CompletionRequest": {**chat, "logprobs": top, "prompt": {"minItems": 1}},
     }

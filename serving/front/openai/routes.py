@@ -114,7 +114,7 @@ def _answer(
     prepare: Callable[[], Prepared],
 ) -> flask.Response:
     """Generate and answer, whole or as a stream; `prepare` may raise `RequestError`."""
-    handling = Handling(front, prompts)
+    handling = Handling(front, prompts, stream=stream)
     if not stream:
         with handling:
             shape, requests = prepare()

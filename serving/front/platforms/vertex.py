@@ -1,9 +1,10 @@
 """Google Vertex AI's prediction route.
 
-Runs in the front. Comes in: /vertex with a list of instances, each a prompt or a chat. Goes out:
-their texts in the same order; all instances are generated at once, one failure fails them all.
-TGI answers every failure with 500 "Incomplete generation"; here the true status and error are
-given. Next: `tgi/generate.py`, `openai/parameters.py`.
+Runs in the front. Comes in: /vertex, or the route that the platform has chosen, with a list of
+instances, each a prompt or a chat. Goes out: their texts in the same order; all instances are
+generated at once, one failure fails them all. TGI answers every failure with 500 "Incomplete
+generation"; here the true status and error are given. Next: `tgi/generate.py`,
+`openai/parameters.py`.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ import flask
 import msgspec
 
 from serving.errors import BodyError, ErrorKind, RequestError
-from serving.front.bodies import WRONG_SHAPE, decode, read_body
+from serving.front.bodies import WRONG_SHAPE, decode, read_json_bytes
 from serving.front.context import Front
 from serving.front.handling import Handling
 from serving.front.model import LoadedModel
@@ -38,7 +39,12 @@ def blueprint(front: Front) -> flask.Blueprint:
 
 def predict(front: Front) -> flask.Response:
     """POST /vertex. Raises `RequestError`, or `BodyError` 422 if an instance fits no form."""
-    instances = [_parse(data) for data in read_body(VertexRequest).instances]
+    return answer(front, read_json_bytes())
+
+
+def answer(front: Front, data: bytes) -> flask.Response:
+    """What the route answers to this body."""
+    instances = [_parse(instance) for instance in decode(data, VertexRequest).instances]
     if not instances:
         raise RequestError(ErrorKind.NO_INSTANCES, NO_INSTANCES)
     model = front.serving_model()

@@ -39,7 +39,7 @@ def json_or_stream(
     model = front.serving_model()
     wanted = body.parameters.return_full_text
     prefix = body.inputs if (full_text if wanted is None else wanted) else ""
-    handling = Handling(front)
+    handling = Handling(front, stream=stream)
     if stream:
         frames = _frames(front, model, body, prefix, handling)
         headers = stream_headers(model.info, [body.inputs])
