@@ -38,8 +38,8 @@ class RankCommand:
         return RankProcess(self, place)
 
     def rendezvous(self, group: int, epoch: int) -> str:
-        """A file for this epoch; that of the last one is removed."""
-        self.directory.rendezvous(group, epoch - 1).unlink(missing_ok=True)
+        """A file for this epoch; those of former ones are removed."""
+        self.directory.forget_rendezvous(group)
         return f"file://{self.directory.rendezvous(group, epoch)}"
 
 

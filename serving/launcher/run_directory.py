@@ -39,6 +39,11 @@ class RunDirectory:
         """File through which the ranks of a group find each other, in this epoch only."""
         return self.path / f"rendezvous-{group}-{epoch}"
 
+    def forget_rendezvous(self, group: int) -> None:
+        """Drop what former epochs of a group met in; an epoch may have died before it met."""
+        for file in self.path.glob(f"rendezvous-{group}-*"):
+            file.unlink(missing_ok=True)
+
     def forget_gauges(self, group: int) -> None:
         """Drop the gauges of a group's engine, which is dead; its counts stay."""
         for file in self.metrics.glob(f"gauge_live*_engine-{group}.db"):

@@ -28,6 +28,20 @@ def test_it_holds_the_settings_and_a_place_for_metrics() -> None:
         assert directory.metrics.is_dir()
 
 
+def test_what_dead_engines_left_is_dropped_group_by_group() -> None:
+    with run_directory(Settings()) as directory:
+        for epoch in (1, 3):
+            directory.rendezvous(0, epoch).touch()
+        directory.rendezvous(1, 1).touch()
+        gauges = [directory.metrics / f"gauge_livesum_engine-{group}.db" for group in (0, 1)]
+        for gauge in gauges:
+            gauge.touch()
+        directory.forget_rendezvous(0)
+        directory.forget_gauges(0)
+        assert [path.name for path in directory.path.glob("rendezvous*")] == ["rendezvous-1-1"]
+        assert [gauge.exists() for gauge in gauges] == [False, True]
+
+
 def test_it_is_gone_afterwards_also_after_an_error() -> None:
     with (
         pytest.raises(StartupError, match="the cause"),
