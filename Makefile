@@ -62,8 +62,9 @@ $(TESTABLE): $(INSTALLED)
 	$(PIP) install --no-deps --no-compile --upgrade --target $(VENV)/aws-sdk $(AWS_SDK)
 	@touch $@
 
+# File by file over the cores: many tests wait for servers of their own.
 test: $(TESTABLE)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 parity: $(TESTABLE)  ## compare every family with transformers and write docs/parity.md
 	$(BIN)/python -m pytest $(PARITY) --parity-table docs/parity.md
