@@ -29,7 +29,10 @@ def start_failure(tmp_path: Path, *arguments: str, port: int | None = None) -> t
     """Exit code and last line of a launcher that cannot start."""
     log = tmp_path / "log"
     process = launcher(*arguments, port=port or free_port(), log=log)
-    code = process.wait(60)
+    try:
+        code = process.wait(60)
+    finally:
+        process.kill()  # one that serves instead must not outlive the test
     return code, log.read_text().splitlines()[-1]
 
 
