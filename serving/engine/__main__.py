@@ -9,7 +9,6 @@ import argparse
 import logging
 import os
 import signal
-import struct
 import sys
 from pathlib import Path
 
@@ -18,13 +17,12 @@ import msgspec
 from serving import fault
 from serving.engine.launcher_reports import LauncherReports
 from serving.errors import StartupError
-from serving.protocol.codec import decode_assignment
+from serving.protocol.codec import LENGTH, decode_assignment
 from serving.protocol.messages import Assignment
 from serving.settings import Settings
 from serving.telemetry import configure_logging
 
 log = logging.getLogger(__name__)
-LENGTH = struct.Struct("<I")
 
 
 def main() -> int:

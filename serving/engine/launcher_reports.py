@@ -6,7 +6,6 @@ Written before the next thing is done, so that the launcher has it whatever happ
 
 import logging
 import os
-import struct
 import time
 from collections.abc import Callable
 
@@ -76,5 +75,4 @@ class LauncherReports:
         self._send(Crash(self._phase, cause, remedy, out_of_memory))
 
     def _send(self, message: ToLauncher) -> None:
-        payload = codec.encode(message)
-        os.write(self._fd, struct.pack("<I", len(payload)) + payload)
+        os.write(self._fd, codec.framed(message))

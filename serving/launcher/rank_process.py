@@ -8,7 +8,6 @@ modules, so a standby is nothing else than a rank without one. Next: `rank_set.p
 import contextlib
 import os
 import selectors
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,10 +15,9 @@ from serving.launcher.rank import Ending, Place
 from serving.launcher.rank_reports import RankReports
 from serving.launcher.run_directory import RunDirectory
 from serving.launcher.supervision import Child
-from serving.protocol.codec import encode
+from serving.protocol.codec import framed
 from serving.protocol.messages import Assignment
 
-LENGTH = struct.Struct("<I")
 # A decode step streams all weights through the CPU; with 2 MiB pages it waits less for address
 # look-ups (measured: 10 to 20 % of the step).
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -90,9 +88,8 @@ class RankProcess:
 
     def assign(self, assignment: Assignment) -> None:
         """Say what it is to be; once. If it has just died, that is noticed elsewhere."""
-        body = encode(assignment)
         with contextlib.suppress(BrokenPipeError):
-            os.write(self._assignment_fd, LENGTH.pack(len(body)) + body)  # fits into the pipe
+            os.write(self._assignment_fd, framed(assignment))  # fits into the pipe
 
     def is_gone(self) -> bool:
         """Whether it has ended, or has said that it is about to."""

@@ -6,14 +6,12 @@ messages. Next: `rank_process.py`.
 """
 
 import os
-import struct
 
 import msgspec
 
-from serving.protocol.codec import decode_to_launcher
+from serving.protocol.codec import LENGTH, decode_to_launcher
 from serving.protocol.messages import Crash, Progress, ToLauncher
 
-LENGTH = struct.Struct("<I")
 READ_SIZE = 65536
 
 

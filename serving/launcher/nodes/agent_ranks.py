@@ -7,7 +7,6 @@ and how they ended. Nothing is decided here. Next: `agent.py`.
 import dataclasses
 import logging
 import selectors
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from serving.errors import StartupError
 from serving.launcher.nodes.network import with_gloo_interface
 from serving.launcher.rank import Place
 from serving.launcher.rank_process import RankCommand, RankProcess
-from serving.protocol.codec import encode
+from serving.protocol.codec import framed
 from serving.protocol.messages import (
     AssignRank,
     Crash,
@@ -30,7 +29,6 @@ from serving.protocol.messages import (
 from serving.settings import Settings
 
 logger = logging.getLogger(__name__)
-LENGTH = struct.Struct("<I")
 
 
 class AgentRanks:
@@ -81,8 +79,8 @@ class AgentRanks:
             path = str(model_path())
         except StartupError as error:
             logger.error("%s", error)
-            body = encode(Crash(error.phase, error.cause, error.remedy))
-            self._send(RankReport(order.serial, LENGTH.pack(len(body)) + body))
+            crash = Crash(error.phase, error.cause, error.remedy)
+            self._send(RankReport(order.serial, framed(crash)))
             return
         rank.assign(msgspec.structs.replace(order.assignment, model_path=path))
 
