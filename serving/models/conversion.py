@@ -5,33 +5,25 @@ model directory. Goes out: a directory with the same checkpoint in safetensors f
 not at all. Pickles are read by torch's weights-only reader, which runs no code. Next: `weights.py`.
 """
 
-import contextlib
 import logging
-import os
 import pickle
 import re
-import shutil
-import tempfile
-import time
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from serving.errors import StartupError
 from serving.models.artefacts import INDEX, pickled_files
 from serving.models.progress import progress
+from serving.models.staging import PHASE, flush, other_files, staging
 from serving.models.tensor_file import open_tensor_file
 
 log = logging.getLogger(__name__)
-PHASE = "conversion"
-STAGING = ".converting-"
-STALE_SECONDS = 86400.0  # nobody works on one file for so long: a conversion was killed
 
 
 def convert_directory(source: Path, output: Path) -> None:
@@ -44,21 +36,19 @@ def convert_directory(source: Path, output: Path) -> None:
     if not files:
         _refuse(f"{source} holds no .bin or .pt weights", "give the directory of a checkpoint")
     total = sum(path.stat().st_size for path in files)
-    with _staging(output, total) as staging, progress(f"converting {source}", total) as update:
+    with staging(output, total) as directory, progress(f"converting {source}", total) as update:
         index: dict[str, str] = {}  # tensor -> file
         done = 0
         for path in files:
-            target = staging / safetensors_name(path.name)
+            target = directory / safetensors_name(path.name)
             index |= dict.fromkeys(convert_file(path, target, index), target.name)
             done += path.stat().st_size
             update(done)
         if len(files) > 1:
-            (staging / INDEX).write_bytes(msgspec.json.encode({"weight_map": index}))
+            (directory / INDEX).write_bytes(msgspec.json.encode({"weight_map": index}))
         if output != source:
-            _link_others(source, staging)
-        # The index first: a crash between the moves then shows as missing files.
-        for path in sorted(staging.iterdir(), key=lambda path: path.name != INDEX):
-            os.replace(path, output / path.name)
+            for path in other_files(source):
+                (directory / path.name).symlink_to(path.resolve())
 
 
 def convert_file(source: Path, target: Path, written: Collection[str] = ()) -> list[str]:
@@ -71,8 +61,7 @@ def convert_file(source: Path, target: Path, written: Collection[str] = ()) -> l
     tensors, aliases = _without_copies(content)
     save_file(tensors, target, metadata={"format": "pt", **aliases})
     target.chmod(0o600 | source.stat().st_mode & 0o666)  # readable by whom the source is
-    with target.open("rb") as file:
-        os.fsync(file.fileno())  # or the rename could survive a power cut that the bytes do not
+    flush(target)
     _verify(target, tensors)
     return list(tensors)
 
@@ -140,34 +129,6 @@ def _verify(target: Path, tensors: dict[str, torch.Tensor]) -> None:
         meant, found = tensor.reshape(-1), stored[name].read().reshape(-1)
         if not torch.equal(meant.view(torch.uint8), found.view(torch.uint8)):
             _refuse(f"{target.name} differs from its source in {name}", "check the disk")
-
-
-@contextlib.contextmanager
-def _staging(output: Path, size: int) -> Iterator[Path]:
-    """A new directory in `output`, gone at the end; errors of the disk become `StartupError`."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for path in output.glob(f"{STAGING}*"):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path)
-        free = shutil.disk_usage(output).free
-        if free < size:
-            _refuse(
-                f"{output} has {free / 1e9:.2f} GB of free space, the weights need "
-                f"{size / 1e9:.2f} GB",
-                "free some space, or mount a larger volume",
-            )
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=output) as directory:
-            yield Path(directory)
-    except (OSError, SafetensorError) as error:
-        _refuse(f"cannot write to {output}: {error}", "check the volume and its free space")
-
-
-def _link_others(source: Path, staging: Path) -> None:
-    """Links to everything of the checkpoint but its pickled weights."""
-    for path in source.iterdir():
-        if path.is_file() and path.suffix not in (".bin", ".pt", ".pth", ".h5", ".msgpack"):
-            (staging / path.name).symlink_to(path.resolve())
 
 
 def _refuse(cause: str, remedy: str) -> NoReturn:

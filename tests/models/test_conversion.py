@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from serving.errors import StartupError
-from serving.models import conversion
+from serving.models import conversion, staging
 from serving.models.artefacts import check_is_model
 from serving.models.conversion import convert_directory, safetensors_name
 from serving.models.weights import Checkpoint
@@ -168,8 +168,8 @@ def test_a_file_that_holds_no_state_dict(model: Path, content: object) -> None:
 
 def test_too_little_space_is_noticed_before(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"a": torch.ones(200)}, model / "pytorch_model.bin")
-    usage = conversion.shutil.disk_usage("/")._replace(free=10)
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage)
+    usage = staging.shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StartupError, match=r"has 0\.00 GB of free space, the weights need"):
         convert_directory(model, model)
 
