@@ -2,7 +2,8 @@
 
 Runs by hand, in image builds and as a child of the launcher. Comes in: a command line. Goes out:
 files on disk and an exit code: 0, 1 after one line `error: CAUSE. Remedy: ...`, 2 for a command
-line that cannot be parsed. Next: `models/hub_download.py`, `models/conversion.py`.
+line that cannot be parsed. Next: `models/hub_download.py`, `models/conversion.py`,
+`quantize/command.py`.
 """
 
 import ctypes
@@ -10,24 +11,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from serving import __version__
 from serving.errors import StartupError
-from serving.models.artefacts import check_is_model, weight_files
-from serving.models.converted import with_safetensors
-from serving.models.hub import is_local
-from serving.models.hub_download import HubModel, download
+from serving.models.artefacts import check_is_model
+from serving.models.gguf.files import gguf_files
+from serving.models.hub_download import HubModel
 from serving.telemetry import configure_logging
+from serving.tools.options import hub_options, local_checkpoint, log_options
+from serving.tools.quantize.command import quantize
 
 log = logging.getLogger(__name__)
 PROGRAM = "text-generation-server"
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-TOKEN_VARIABLES = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"]
 
 
 def main() -> None:
@@ -42,13 +42,7 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name=PROGRAM)
 def commands() -> None:
-    """Prepare the weights of a model: download, convert."""
-
-
-def _log_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """TGI's two options on logging."""
-    level = click.option("--logger-level", default="INFO", show_default=True, help="log level")
-    return level(click.option("--json-output", is_flag=True, help="log JSON lines")(command))
+    """Prepare the weights of a model: download, convert, quantize."""
 
 
 @commands.command("download-weights")
@@ -65,10 +59,9 @@ def _log_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--trust-remote-code", is_flag=True, help="download the repository's code too")
 @click.option("--merge-lora", is_flag=True, help="without effect: adapters are refused")
-@click.option("--huggingface-hub-cache", envvar="HUGGINGFACE_HUB_CACHE", help="directory")
 @click.option("--weights-cache-override", envvar="WEIGHTS_CACHE_OVERRIDE", help="local directory")
-@click.option("--hf-token", envvar=TOKEN_VARIABLES, hidden=True)
-@_log_options
+@hub_options
+@log_options
 def download_weights(
     model_id: str,
     revision: str | None,
@@ -82,26 +75,23 @@ def download_weights(
     logger_level: str,
     json_output: bool,
 ) -> None:
-    """Bring a model to this machine in safetensors form, so that a start needs no network.
+    """Bring a model to this machine in the form that is served, so that a start needs no network.
 
-    MODEL_ID is a Hub id or a directory. HF_TOKEN, HF_HOME and HF_HUB_OFFLINE have the Hub's
-    meaning.
+    MODEL_ID is a Hub id, followed by :PART for one of several GGUF files, or a directory. HF_TOKEN,
+    HF_HOME and HF_HUB_OFFLINE have the Hub's meaning.
     """
     configure_logging("download", logger_level, json_output)
-    if weights_cache_override or is_local(model_id):
-        directory = Path(weights_cache_override or model_id).expanduser()
-    else:
-        directory = download(
-            HubModel(
-                model_id, revision, hf_token, huggingface_hub_cache,
-                extension, auto_convert, trust_remote_code,
-            )
-        )  # fmt: skip
-    check_is_model(directory)
-    if auto_convert and extension == ".safetensors":
-        directory = with_safetensors(directory, huggingface_hub_cache)
-        weight_files(directory)
+    model = HubModel(
+        model_id, revision, hf_token, huggingface_hub_cache,
+        extension, auto_convert, trust_remote_code,
+    )  # fmt: skip
+    override = Path(weights_cache_override).expanduser() if weights_cache_override else None
+    convert_them = auto_convert and extension == ".safetensors"
+    directory = local_checkpoint(model, override, convert_them)
     log.info("the model is in %s", directory)
+
+
+commands.add_command(quantize)
 
 
 @commands.command("convert")
@@ -112,20 +102,39 @@ def download_weights(
     help="directory of the converted checkpoint; default: DIRECTORY itself",
 )
 @click.option("--parent", type=int, hidden=True, help="process whose end also ends this one")
-@_log_options
+@log_options
 def convert(
     directory: Path, output: Path | None, parent: int | None, logger_level: str, json_output: bool
 ) -> None:
-    """Write the .bin or .pt weights in DIRECTORY as safetensors."""
+    """Write the .bin or .pt weights in DIRECTORY as safetensors.
+
+    Of a GGUF file, or a directory with one, the config and the tokenizer are written.
+    """
     configure_logging("convert", logger_level, json_output)
     if parent is not None:
         _end_with(parent)
+    files = gguf_files(directory)
+    if files:
+        _prepare(files, output)
+        return
     check_is_model(directory)
     # Imported here: torch is slow to import, and downloading does without.
     from serving.models.conversion import convert_directory
 
     convert_directory(directory, output or directory)
     log.info("the converted weights are in %s", output or directory)
+
+
+def _prepare(files: Sequence[Path], output: Path | None) -> None:
+    """Make what a GGUF model lacks, in a directory of its own."""
+    if output is None:
+        raise StartupError(
+            "conversion", f"{files[0]} needs a directory for its config", "name one by --output"
+        )
+    from serving.models.gguf.prepare import prepare_gguf
+
+    prepare_gguf(files, output)
+    log.info("the model can be served from %s", output)
 
 
 def _end_with(parent: int) -> None:

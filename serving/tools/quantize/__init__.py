@@ -1,0 +1,1 @@
+"""Makes GPTQ and AWQ checkpoints: `text-generation-server quantize`."""
