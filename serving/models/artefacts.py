@@ -2,7 +2,8 @@
 
 Runs in the launcher, which refuses early and clearly, and in the engine, which asks for the weight
 files. Comes in: a path. Goes out: the files with the weights, or a `StartupError` in phase "model
-files". No torch, no network. Next: `weights.py` reads the files.
+files". No torch, no network. GGUF files are told apart in `gguf/files.py`. Next: `weights.py` reads
+the files.
 """
 
 import re
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from serving.errors import StartupError
+from serving.models.gguf.file import read_header
+from serving.models.gguf.files import EXTENSION, prepared_files
 
 PHASE = "model files"
 INDEX = "model.safetensors.index.json"
@@ -34,7 +37,7 @@ class Index(msgspec.Struct):
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse, by `StartupError`, a directory that holds no complete safetensors checkpoint."""
+    """Refuse, by `StartupError`, a directory that holds no complete checkpoint that can be read."""
     check_is_model(directory)
     if not (directory / "tokenizer.json").is_file():
         refuse(
@@ -47,7 +50,10 @@ def check_directory(directory: Path) -> None:
     if not files:
         _refuse_other_weights(directory)
     for path in files:
-        _check_header(path)
+        if path.suffix == EXTENSION:
+            read_header(path)
+        else:
+            _check_header(path)
 
 
 def check_is_model(directory: Path) -> None:
@@ -63,11 +69,11 @@ def check_is_model(directory: Path) -> None:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files that make up the checkpoint; an index decides where there is one.
 
-    Empty if there is none. Raises `StartupError` if files are missing, or if it could be two
-    different checkpoints.
+    Of a directory that was made from GGUF files, these. Empty if there is none. Raises
+    `StartupError` if files are missing, or if it could be two different checkpoints.
     """
     names = weight_names((path.name for path in directory.glob("*.safetensors")), ".safetensors")
-    return _one_set(directory, names, INDEX)
+    return _one_set(directory, names, INDEX) or prepared_files(directory)
 
 
 def pickled_files(directory: Path) -> list[Path]:
@@ -96,12 +102,12 @@ def describe_other(names: set[str], directory: str, base: str | None = None) -> 
             f"{directory} holds a LoRA adapter{of} (adapter_config.json), not a model",
             "set the model id to the base model, or merge the adapter into it first",
         )
-    gguf = sorted(name for name in names if name.endswith(".gguf"))
+    gguf = sorted(name for name in names if name.endswith(EXTENSION))
     if gguf:
         shown = ", ".join(gguf[:3]) + (", ..." if len(gguf) > 3 else "")
         return (
-            f"{directory} holds weights in GGUF form ({shown}), which is llama.cpp's",
-            "use the safetensors checkpoint that it was made from",
+            f"{directory} holds GGUF files ({shown}) and parts of another checkpoint",
+            "set the model id to the GGUF file that is meant, or complete the checkpoint",
         )
     pickled = weight_names(names, ".bin") or weight_names(names, ".pt")
     if pickled and "config.json" in names:
@@ -189,8 +195,6 @@ def _indexed(directory: Path, index: Path) -> list[Path]:
 def _refuse_no_directory(path: Path) -> NoReturn:
     if not path.exists():
         refuse(f"{path} does not exist", "set the model id to a model directory or a Hub id")
-    if path.suffix == ".gguf":
-        refuse(*describe_other({path.name}, str(path.parent)))
     refuse(f"{path} is a file", f"set the model id to its directory, {path.parent}")
 
 

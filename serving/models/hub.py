@@ -1,7 +1,7 @@
 """From the model setting to a local directory that holds a usable checkpoint.
 
 Runs in the launcher. Comes in: `Settings`. Goes out: the path of a directory with config.json and
-complete safetensors files, or a `StartupError` that says what is missing. A local directory needs
+complete weight files, or a `StartupError` that says what is missing. A local directory needs
 neither the network nor huggingface_hub. Next: `engine/process.py` gets the path.
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from serving.errors import StartupError
-from serving.models.artefacts import check_directory, check_is_model
-from serving.models.converted import with_safetensors
+from serving.models.artefacts import check_directory
+from serving.models.converted import servable
 from serving.models.hub_download import HubModel, download
 from serving.settings import NO_MODEL, Settings
 
@@ -119,8 +119,7 @@ def resolve_model(settings: Settings) -> Path:
                 code=settings.trust_remote_code,
             )
         )
-    check_is_model(directory)
-    directory = with_safetensors(directory, settings.huggingface_hub_cache)
+    directory = servable(directory, settings.huggingface_hub_cache)
     check_directory(directory)
     return directory
 

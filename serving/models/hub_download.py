@@ -1,9 +1,9 @@
 """Downloads a model from the Hub, or finds it in the Hub's cache.
 
 Runs in the launcher and in `text-generation-server`. Comes in: id, revision, token, cache. Goes
-out: the path of a snapshot whose files are complete and have the Hub's checksums, or a
-`StartupError`. Whole files are kept when a download fails; parts of files are not, because the Hub
-library could not go on with them. Next: `hub.py` checks what the snapshot holds.
+out: the path of a snapshot, or of a GGUF file in one, whose files are complete and have the Hub's
+checksums, or a `StartupError`. Whole files are kept when a download fails; parts of files are not,
+because the Hub library could not go on with them. Next: `hub.py` checks what the snapshot holds.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from serving.errors import StartupError
 from serving.models.artefacts import NO_WEIGHTS, PHASE, refuse
+from serving.models.gguf.files import EXTENSION, model_names
 from serving.models.hub_files import SUPPORT_FILES, RemoteFile, damaged_files, wanted_files
 from serving.models.progress import watched
 
@@ -47,12 +48,25 @@ class HubModel:
     convert: bool = True  # take pickled weights where there are no others
     code: bool = False  # Python files too
 
+    @property
+    def repository(self) -> str:
+        """The id without what follows a colon."""
+        return self.model_id.partition(":")[0]
+
+    @property
+    def part(self) -> str:
+        """What follows a colon: a part of the name of a GGUF file, such as Q4_K_M."""
+        return self.model_id.partition(":")[2]
+
     def __str__(self) -> str:
         return self.model_id + (f" at revision {self.revision}" if self.revision else "")
 
 
 def download(model: HubModel) -> Path:
-    """Snapshot of the model, from the Hub or, where that cannot be reached, from the cache."""
+    """Snapshot of the model, from the Hub or, where that cannot be reached, from the cache.
+
+    Of a GGUF model the path of its first file.
+    """
     # Imported here: it is slow, and a local directory must not need it.
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -68,8 +82,12 @@ def download(model: HubModel) -> Path:
             if not _is_transient(error):
                 raise
             listing = _patiently(lambda: _listing(model))
-        wanted = wanted_files(listing, str(model), model.extension, model.convert, model.code)
-        return _patiently(lambda: _fetch(model, wanted))
+        wanted = wanted_files(
+            listing, str(model), model.extension, model.convert, model.code, model.part
+        )
+        snapshot = _patiently(lambda: _fetch(model, wanted))
+        is_gguf = bool(wanted) and wanted[0].name.endswith(EXTENSION)
+        return snapshot / min(file.name for file in wanted) if is_gguf else snapshot
 
 
 def _listing(model: HubModel) -> list[RemoteFile]:
@@ -77,7 +95,7 @@ def _listing(model: HubModel) -> list[RemoteFile]:
     from huggingface_hub import HfApi
 
     info = HfApi(token=model.token).model_info(
-        model.model_id, revision=model.revision, files_metadata=True
+        model.repository, revision=model.revision, files_metadata=True
     )
     return [
         RemoteFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
@@ -91,7 +109,7 @@ def _cached(model: HubModel) -> Path | None:
 
     try:
         path = snapshot_download(
-            model.model_id,
+            model.repository,
             revision=model.revision,
             cache_dir=model.cache,
             local_files_only=True,
@@ -100,7 +118,11 @@ def _cached(model: HubModel) -> Path | None:
         )
     except errors.LocalEntryNotFoundError:
         return None
-    return Path(path) if (Path(path) / "config.json").is_file() else None
+    if not model.part and (Path(path) / "config.json").is_file():
+        return Path(path)
+    gguf = (file.relative_to(path).as_posix() for file in Path(path).rglob(f"*{EXTENSION}"))
+    found = model_names(gguf, model.part, f"the cache of {model}")
+    return Path(path) / found[0] if found else None
 
 
 def _fetch(model: HubModel, wanted: list[RemoteFile]) -> Path:
@@ -119,7 +141,7 @@ def _fetch(model: HubModel, wanted: list[RemoteFile]) -> Path:
     names = [glob.escape(file.name) for file in wanted]
     with watched(f"downloading {model}", total, lambda: _bytes_in(blobs) - before):
         snapshot = snapshot_download(
-            model.model_id,
+            model.repository,
             revision=model.revision,
             token=model.token,
             cache_dir=model.cache,
@@ -142,7 +164,7 @@ def _storage(model: HubModel) -> Path:
     from huggingface_hub import constants
 
     cache = Path(model.cache or constants.HF_HUB_CACHE).expanduser()
-    return cache / f"models--{model.model_id.replace('/', '--')}"
+    return cache / f"models--{model.repository.replace('/', '--')}"
 
 
 def _bytes_in(directory: Path) -> int:

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from serving.models.artefacts import describe_other, refuse, weight_names
+from serving.models.gguf.files import model_names
 
 SUPPORT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 CODE_FILES = ("*.py",)
@@ -29,16 +30,26 @@ class RemoteFile:
 
 
 def wanted_files(
-    listing: Sequence[RemoteFile], repository: str, extension: str, convert: bool, code: bool
+    listing: Sequence[RemoteFile],
+    repository: str,
+    extension: str,
+    convert: bool,
+    code: bool,
+    part: str = "",
 ) -> list[RemoteFile]:
     """Weights in the format of `extension`, else pickled ones if `convert`; and what they need.
 
-    Raises `StartupError` saying what the repository holds instead.
+    Where there are neither, or a `part` of a file's name is given, the files of a GGUF model, which
+    needs nothing else. Raises `StartupError` saying what the repository holds instead.
     """
     names = {file.name for file in listing if "/" not in file.name}
     weights: list[str] = []
     for kind in (extension, *((".bin", ".pt") if convert else ())):
         weights = weights or weight_names(names, kind)
+    if part or not weights:
+        gguf = model_names((file.name for file in listing), part, repository)
+        if gguf:
+            return [file for file in listing if file.name in gguf]
     if not weights or "config.json" not in names:
         refuse(*describe_other(names, repository))
     patterns = SUPPORT_FILES + (CODE_FILES if code else ())

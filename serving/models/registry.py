@@ -40,6 +40,7 @@ from serving.models.families import (
     starcoder2,
     t5,
 )
+from serving.models.gguf.architectures import family_in_file
 from serving.models.mamba_spec import MambaFamily
 from serving.models.spec import Config, Family, UnsupportedConfig
 
@@ -96,11 +97,14 @@ def state_space_of(config: Config) -> MambaFamily | None:
 
 
 def family_of(config: Config) -> Family:
-    """Family of this config; raises `UnsupportedConfig` listing what is known."""
+    """Family of this config; raises `UnsupportedConfig` listing what is known.
+
+    A config that was made from a GGUF file gives it that file's names and layout.
+    """
     model_type = config.get("model_type")
     for family in FAMILIES:
         if model_type in family.model_types:
-            return family
+            return family_in_file(family, config)
     raise UnsupportedConfig(
         f"model type '{model_type}' is not supported; known: {', '.join(declared_types())}"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from serving.models.artefacts import check_is_model, weight_files
-from serving.models.converted import with_safetensors
+from serving.models.converted import servable
 from serving.models.hub import is_local
 from serving.models.hub_download import HubModel, download
 
@@ -34,13 +34,14 @@ def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def local_checkpoint(model: HubModel, directory: Path | None = None, convert: bool = True) -> Path:
     """Directory with the model: `directory`, the model id itself, or a download.
 
-    With `convert` its weights are safetensors. Raises `StartupError`.
+    With `convert` its weights are safetensors, or links to GGUF files. Raises `StartupError`.
     """
     if directory is None and is_local(model.model_id):
         directory = Path(model.model_id).expanduser()
     directory = directory or download(model)
-    check_is_model(directory)
     if convert:
-        directory = with_safetensors(directory, model.cache)
+        directory = servable(directory, model.cache)
         weight_files(directory)
+    else:
+        check_is_model(directory)
     return directory

@@ -99,14 +99,9 @@ def test_a_full_model_beside_an_adapter_is_a_model(model: Path) -> None:
     assert weight_files(model) == [model / "model.safetensors"]
 
 
-def test_gguf_files_are_named(tmp_path: Path) -> None:
-    with_files(tmp_path, "m-Q4_K_M.gguf", "m-Q8_0.gguf")
-    assert "in GGUF form (m-Q4_K_M.gguf, m-Q8_0.gguf)" in refusal(tmp_path).cause
-
-
-def test_a_gguf_file_as_the_model(tmp_path: Path) -> None:
-    with_files(tmp_path, "m.gguf")
-    assert "in GGUF form (m.gguf)" in refusal(tmp_path / "m.gguf").cause
+def test_gguf_files_without_a_config_are_named(tmp_path: Path) -> None:
+    with_files(tmp_path, "m-Q4_K_M.gguf", "m-Q8_0.gguf", "model.safetensors")
+    assert "holds GGUF files (m-Q4_K_M.gguf, m-Q8_0.gguf)" in refusal(tmp_path).cause
 
 
 def test_weights_in_the_publishers_own_form(tmp_path: Path) -> None:

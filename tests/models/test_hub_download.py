@@ -197,7 +197,7 @@ def test_settings_of_older_hub_libraries_are_tolerated(hub: Hub, cache: Path) ->
 @pytest.mark.parametrize(
     ("listed", "cause"),
     [
-        (("config.json", "m-Q4.gguf"), "in GGUF form (m-Q4.gguf)"),
+        (("config.json", "m-Q4.gguf", "m-Q8.gguf"), "2 GGUF models (there are: m-Q4.gguf, m-Q8"),
         (("adapter_config.json", "adapter_model.safetensors"), "a LoRA adapter"),
         (("consolidated.00.pth", "params.json"), "publisher's own form"),
         (("config.json", "README.md"), "no *.safetensors (found: README.md, config.json)"),
