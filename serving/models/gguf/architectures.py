@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from serving.errors import StartupError
 from serving.models.families.falcon import norms_side_by_side
-from serving.models.gguf.file import PHASE, Header, refuse
+from serving.models.gguf.fault import PHASE, refuse
+from serving.models.gguf.file import Header
 from serving.models.spec import Config, DecoderSpec, Family, WeightNames
 
 METHOD = "gguf"  # `quant_method` in the config.json of a prepared file

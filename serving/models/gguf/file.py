@@ -12,36 +12,19 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from serving.errors import StartupError
+from serving.models.gguf.cursor import Cursor
+from serving.models.gguf.fault import refuse
 from serving.models.gguf.tensor_types import OTHER_TYPES, TYPES, TensorType
 
-PHASE = "model files"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MOST_ENTRIES = 2**16  # keys, and tensors: the largest models have some thousands
-LONGEST_NAME = 2**10  # bytes of a key or of a tensor's name
 MOST_DIMENSIONS = 4
 MOST_ELEMENTS = 2**48  # of a tensor
 LARGEST_ALIGNMENT = 2**16
 DEFAULT_ALIGNMENT = 32
 SKIPPED = ("tokenizer.",)  # keys whose values only the preparation reads
-# Value type -> its form for `struct`; strings and arrays have their own readers.
-NUMBERS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-STRING, ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
@@ -94,27 +77,18 @@ def read_header(path: Path, skipped: tuple[str, ...] = SKIPPED) -> Header:
         refuse(path, str(error))
 
 
-def refuse(path: Path, fault: str, remedy: str = "") -> NoReturn:
-    """Raise the `StartupError` of a file that cannot be served."""
-    raise StartupError(
-        PHASE,
-        f"{path} is not a GGUF file that can be read ({fault})",
-        remedy or "copy or download the file again; it is truncated, damaged or not GGUF",
-    )
-
-
 class _HeaderReader:
     """Goes once through a header; every length is compared with what is left of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap, skipped: tuple[str, ...]) -> None:
         self._path, self._data, self._skipped = path, data, skipped
-        self._at = 0
+        self._cursor = Cursor(path, data)
 
     def read(self) -> Header:
         """The whole header."""
-        if self._bytes(4) != MAGIC:
+        if self._cursor.take(4) != MAGIC:
             refuse(self._path, "it does not begin with GGUF")
-        version = self._number("I")
+        version = self._cursor.number("I")
         if version not in VERSIONS:
             big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             refuse(
@@ -122,28 +96,27 @@ class _HeaderReader:
                 "it was written for big-endian machines" if big_endian else f"version {version}",
                 f"convert the model again, to GGUF version {VERSIONS[-1]}, little-endian",
             )
-        num_tensors, num_keys = self._count("tensors"), self._count("keys")
+        num_tensors, num_keys = self._cursor.count("tensors"), self._cursor.count("keys")
         metadata: dict[str, Any] = {}
         for _ in range(num_keys):
-            key = self._name("key")
+            key = self._cursor.name("key")
             if key in metadata:
                 refuse(self._path, f"key {key} is there twice")
-            metadata[key] = self._value(self._number("I"), key.startswith(self._skipped))
+            kind = self._cursor.number("I")
+            metadata[key] = self._cursor.value(kind, key.startswith(self._skipped))
         infos = [self._tensor() for _ in range(num_tensors)]
         return Header(self._path, metadata, self._placed(infos, _alignment(self._path, metadata)))
 
-    # --- tensors ---------------------------------------------------------------------------------
-
     def _tensor(self) -> TensorInfo:
         """One entry; its offset still counts from the start of the data."""
-        name = self._name("tensor name")
-        dims = self._number("I")
+        name = self._cursor.name("tensor name")
+        dims = self._cursor.number("I")
         if not 1 <= dims <= MOST_DIMENSIONS:
             refuse(self._path, f"tensor {name} has {dims} dimensions")
-        shape = tuple(self._number("Q") for _ in range(dims))[::-1]
+        shape = tuple(self._cursor.number("Q") for _ in range(dims))[::-1]
         if min(shape) < 1 or math.prod(shape) > MOST_ELEMENTS:
             refuse(self._path, f"tensor {name} has the shape {shape}")
-        kind, offset = self._number("I"), self._number("Q")
+        kind, offset = self._cursor.number("I"), self._cursor.number("Q")
         if kind not in TYPES:
             known = ", ".join(one.name for one in TYPES.values())
             refuse(
@@ -162,7 +135,7 @@ class _HeaderReader:
 
     def _placed(self, infos: list[TensorInfo], alignment: int) -> dict[str, TensorInfo]:
         """Tensors by name, their offsets from the start of the file; data follows the header."""
-        start = -(-self._at // alignment) * alignment
+        start = -(-self._cursor.at // alignment) * alignment
         placed = {}
         for info in infos:
             if info.offset % alignment:
@@ -179,78 +152,6 @@ class _HeaderReader:
             if one.end > following.offset:
                 refuse(self._path, f"tensors {one.name} and {following.name} overlap")
         return placed
-
-    # --- values ----------------------------------------------------------------------------------
-
-    def _value(self, kind: int, is_skipped: bool) -> Any:
-        """A value of the type `kind`; None if it is skipped."""
-        if kind == ARRAY:
-            return self._array(is_skipped)
-        if kind != STRING:
-            return self._number(self._form(kind))
-        if not is_skipped:
-            return self._text()
-        self._skip_strings(1)
-        return None
-
-    def _array(self, is_skipped: bool) -> list[Any] | None:
-        kind, count = self._number("I"), self._number("Q")
-        if kind == STRING:
-            self._check_left(8 * count, "array")
-            if not is_skipped:
-                return [self._text() for _ in range(count)]
-            self._skip_strings(count)
-            return None
-        form = self._form(kind)
-        values = self._bytes(struct.calcsize(form) * count)
-        return None if is_skipped else list(struct.unpack(f"<{count}{form}", values))
-
-    def _skip_strings(self, count: int) -> None:
-        """Past `count` strings; a vocabulary has some hundred thousand, so this is a tight loop."""
-        data, at, length = self._data, self._at, struct.Struct("<Q").unpack_from
-        end = len(data) - 8
-        for _ in range(count):
-            if at > end:
-                break
-            at += 8 + length(data, at)[0]
-        self._at = at
-        self._check_left(0, "string")
-
-    def _text(self) -> str:
-        """A string; bytes that are no UTF-8 are replaced, as they are in some vocabularies."""
-        return self._bytes(self._number("Q")).decode("utf-8", errors="replace")
-
-    def _name(self, what: str) -> str:
-        length = self._number("Q")
-        if not 0 < length <= LONGEST_NAME:
-            refuse(self._path, f"a {what} of {length} bytes")
-        try:
-            return self._bytes(length).decode("utf-8")
-        except UnicodeDecodeError:
-            refuse(self._path, f"a {what} is not UTF-8")
-
-    def _count(self, what: str) -> int:
-        count = int(self._number("Q"))
-        if count > MOST_ENTRIES:
-            refuse(self._path, f"it claims {count} {what}")
-        return count
-
-    def _number(self, form: str) -> Any:
-        return struct.unpack(f"<{form}", self._bytes(struct.calcsize(form)))[0]
-
-    def _form(self, kind: int) -> str:
-        if kind not in NUMBERS:
-            refuse(self._path, f"value type {kind} is unknown")
-        return NUMBERS[kind]
-
-    def _bytes(self, count: int) -> bytes:
-        self._check_left(count, "header")
-        self._at += count
-        return self._data[self._at - count : self._at]
-
-    def _check_left(self, count: int, what: str) -> None:
-        if self._at + count > len(self._data):
-            refuse(self._path, f"its {what} ends beyond its {len(self._data)} bytes")
 
 
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:

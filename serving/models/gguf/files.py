@@ -13,7 +13,7 @@ import msgspec
 
 from serving.errors import StartupError
 from serving.models.gguf.architectures import METHOD
-from serving.models.gguf.file import PHASE
+from serving.models.gguf.fault import PHASE
 
 EXTENSION = ".gguf"
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")

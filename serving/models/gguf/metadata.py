@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from serving.errors import StartupError
-from serving.models.gguf.file import PHASE, Header, refuse
+from serving.models.gguf.fault import PHASE, refuse
+from serving.models.gguf.file import Header
 
 T = TypeVar("T", int, float, str, bool)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from serving.models.gguf.architectures import ARCHITECTURES, architecture_of
-from serving.models.gguf.file import Header, TensorInfo, read_header, refuse
+from serving.models.gguf.fault import refuse
+from serving.models.gguf.file import Header, TensorInfo, read_header
 from serving.models.tensor_file import StoredTensor, TensorFile
 from serving.quant.gguf_blocks import BLOCK_TYPES, BlockType
 from serving.quant.scheme import Range
