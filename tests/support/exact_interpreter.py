@@ -1,0 +1,42 @@
+"""Makes triton's interpreter compute as a GPU does: it truncates where that rounds.
+
+And it multiplies the bits of bfloat16, as if they were integers.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+TORCH_TYPES = {
+    tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16,
+    tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2,
+}  # fmt: skip
+
+
+def install() -> None:
+    """For the rest of this process."""
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def exact_dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(builder, as_float32(a), as_float32(b), *others)
+
+    interpreter._convert_float = convert
+    interpreter.InterpreterBuilder.create_dot = exact_dot
+
+
+def as_float32(handle: Any) -> Any:
+    """The same numbers; other types than bfloat16 as they are."""
+    if handle.dtype != tl.bfloat16:
+        return handle
+    numbers = convert(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
+    return interpreter.TensorHandle(numbers, tl.float32)
+
+
+def convert(numbers: Any, source: Any, target: Any, _: object) -> Any:
+    """Bits of numbers of one type to the bits of the nearest ones of another."""
+    found = torch.frombuffer(bytearray(numbers.tobytes()), dtype=TORCH_TYPES[source])
+    bits = getattr(torch, f"uint{target.primitive_bitwidth}")
+    return found.to(TORCH_TYPES[target]).view(bits).numpy().reshape(numbers.shape)
