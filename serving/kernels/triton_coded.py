@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 
 from serving.kernels import tiles
-from serving.kernels.codebooks import FP4, NF4
+from serving.kernels.codebooks import E4M3, E5M2, INT4, INT8
 from serving.kernels.coded_weight import CodedWeight
 from serving.kernels.triton_decoding import weights
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+COMPUTED = (INT4, INT8, E4M3, E5M2)  # codes that `triton_decoding.py` has formulas for
 OLDEST = (8, 0)  # compute capability that triton supports
 SUM_SIZE = 1024  # numbers that a program of `_sum_kernel` makes
 
@@ -44,7 +45,7 @@ class TritonCodedMatmul:
         self._offsets = None if weight.offsets is None else weight.offsets.contiguous()
         self._order = weight.order
         self._bias = bias
-        has_table = weight.book in (NF4, FP4)
+        has_table = weight.book not in COMPUTED
         self._values = torch.tensor(weight.book.values, device=device) if has_table else None
         self._book = "table" if has_table else weight.book.name
         self._bits = weight.book.bits
@@ -130,7 +131,7 @@ def _tile_kernel(
     codes: tl.tensor,  # this to `values`: see `CodedWeight`
     scales: tl.tensor,
     offsets: tl.tensor,
-    values: tl.tensor,  # [16]
+    values: tl.tensor,  # [2 ** BITS]
     bias: tl.tensor,  # [outputs]
     y: tl.tensor,  # [splits, rows, outputs]
     rows: tl.tensor,

@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def _numbers(codes: tl.tensor, values: tl.tensor, BOOK: tl.constexpr) -> tl.tensor:
-    """Codes, one a byte, to float32; the names are those of `codebooks.py`."""
+    """Codes, one a byte, to float32; `BOOK`: a name of `codebooks.py`, or "table"."""
     if BOOK == "int4":
         return codes.to(tl.float32) - 8.0
     elif BOOK == "int8":

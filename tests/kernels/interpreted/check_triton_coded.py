@@ -38,6 +38,11 @@ def test_every_codebook_and_type(
     product(random_weight(book, 24, 192, 64, offsets=book is INT4, device=device), rows, dtype)
 
 
+def test_a_codebook_of_any_256_numbers(device: str) -> None:
+    squares = Codebook("squares", 8, tuple((code / 16) ** 2 for code in range(256)))
+    product(random_weight(squares, 24, 96, 32, device=device), 3)
+
+
 @pytest.mark.parametrize("offsets", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("group", [6, 16, 32, 48, 64, 96, 128, 256, 768])
