@@ -31,9 +31,7 @@ class ScaledFp8Matmul:
             return f"sizes are not multiples of {SIZE_MULTIPLE}"
         if dtype != torch.bfloat16:  # the only result that every version and device can give
             return f"gives bfloat16, not {dtype}"
-        if device.type != "cuda":
-            return f"no fp8 arithmetic on device '{device.type}'"
-        return reason_not_on(device, OLDEST)
+        return reason_not_on(device, dtype, OLDEST)
 
     def __init__(self, weight: CodedWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         self._codes = weight.codes.contiguous().view(torch.float8_e4m3fn).T  # [columns, out]

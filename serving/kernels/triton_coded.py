@@ -31,11 +31,9 @@ class TritonCodedMatmul:
         cls, weight: CodedWeight, dtype: torch.dtype, device: torch.device
     ) -> str | None:
         """Why it cannot multiply with this weight; None: it can."""
-        if device.type != "cuda":
-            return f"no kernel for device '{device.type}'"
-        if dtype not in DTYPES:
-            return f"no kernel for {dtype}"
-        return reason_not_on(device, OLDEST)
+        if weight.quantizes_activations:
+            return "does not quantize activations"
+        return reason_not_on(device, dtype, OLDEST)
 
     def __init__(self, weight: CodedWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         device = weight.codes.device
@@ -103,12 +101,19 @@ class TritonCodedMatmul:
         )  # fmt: skip
 
 
-def reason_not_on(device: torch.device, oldest: tuple[int, int]) -> str | None:
-    """Why a GPU is too old for kernels of this compute capability; None: it is not."""
+def reason_not_on(device: torch.device, dtype: torch.dtype, oldest: tuple[int, int]) -> str | None:
+    """Why a device has no kernel for activations of this type; None: it has.
+
+    `oldest`: compute capability that the kernel needs.
+    """
+    if device.type != "cuda":
+        return f"no kernel for device '{device.type}'"
+    if dtype not in DTYPES:
+        return f"no kernel for {dtype}"
     found = torch.cuda.get_device_capability(device)
-    if found >= oldest:
-        return None
-    return "compute capability {}.{} is below {}.{}".format(*found, *oldest)
+    if found < oldest:
+        return "compute capability {}.{} is below {}.{}".format(*found, *oldest)
+    return None
 
 
 def shared_run(group: int, columns: int) -> int:

@@ -11,7 +11,7 @@ import triton.language as tl
 from serving.kernels import tiles
 from serving.kernels.codebooks import INT8
 from serving.kernels.coded_weight import CodedWeight
-from serving.kernels.triton_coded import TritonCodedMatmul
+from serving.kernels.triton_coded import OLDEST, reason_not_on
 from serving.kernels.triton_rows import quantize_rows
 
 # Limits of `torch._int_mm` on CUDA: more than 16 rows, and both other sizes a multiple of 8.
@@ -34,7 +34,7 @@ class TritonInt8Matmul:
             return "activations are not to be quantized"
         if weight.scales.shape[1] != 1 or weight.offsets is not None:
             return "not one scale per output"
-        return TritonCodedMatmul.reason_not(weight, dtype, device)
+        return reason_not_on(device, dtype, OLDEST)
 
     def __init__(self, weight: CodedWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         self._codes = weight.codes.contiguous().view(torch.int8)  # [out, columns]

@@ -56,7 +56,7 @@ def test_reasons_against() -> None:
         "not one scale per output": (random_weight(E4M3, 16, 64, 32), torch.bfloat16, CUDA),
         "sizes are not multiples of 16": (random_weight(E4M3, 17, 64, 64), torch.bfloat16, CUDA),
         "gives bfloat16, not torch.float16": (weight, torch.float16, CUDA),
-        "no fp8 arithmetic on device 'cpu'": (weight, torch.bfloat16, torch.device("cpu")),
+        "no kernel for device 'cpu'": (weight, torch.bfloat16, torch.device("cpu")),
     }
     for reason, case in against.items():
         assert ScaledFp8Matmul.reason_not(*case) == reason

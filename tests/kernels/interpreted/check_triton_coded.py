@@ -1,5 +1,7 @@
 """Weight-only products against the matrix that the codes stand for, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from random_weights import random_weight
@@ -11,6 +13,7 @@ from serving.kernels.triton_coded import TritonCodedMatmul, shared_run
 
 # Relative to the norm of the result: weights and results are rounded to the type.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+CUDA = torch.device("cuda")
 BOOKS = [INT4, NF4, FP4, INT8, E4M3, E5M2]
 
 
@@ -116,9 +119,22 @@ def test_columns_that_share_a_scale() -> None:
     ]  # fmt: skip
 
 
-def test_reasons_against() -> None:
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [((7, 5), "compute capability 7.5 is below 8.0"), ((8, 0), None), ((10, 0), None)],
+)
+def test_needs_a_gpu_that_is_not_too_old(
+    capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     weight = random_weight(INT4, 20, 64, 32)
-    reason = TritonCodedMatmul.reason_not(weight, torch.float16, torch.device("cpu"))
-    assert reason == "no kernel for device 'cpu'"
-    reason = TritonCodedMatmul.reason_not(weight, torch.float64, torch.device("cuda"))
-    assert reason == "no kernel for torch.float64"
+    assert TritonCodedMatmul.reason_not(weight, torch.float16, CUDA) == reason
+
+
+def test_reasons_against() -> None:
+    weight = random_weight(INT8, 20, 64, 64)
+    reason_not = TritonCodedMatmul.reason_not
+    assert reason_not(weight, torch.float16, torch.device("cpu")) == "no kernel for device 'cpu'"
+    assert reason_not(weight, torch.float64, CUDA) == "no kernel for torch.float64"
+    weight = replace(weight, quantizes_activations=True)
+    assert reason_not(weight, torch.float16, CUDA) == "does not quantize activations"
