@@ -141,7 +141,7 @@ class FakeEngine:
             self._router.send_multipart([name, self._ready])
         elif isinstance(message, Abort):
             worker.abort(message.sequence_id)
-        else:
+        elif isinstance(message, Generate):
             worker.add(message)
 
     def _step(self) -> None:

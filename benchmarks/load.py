@@ -80,13 +80,13 @@ def load(model: Path) -> Loaded:
 
     from serving.engine.model_loader import load_model
     from serving.kernels.dispatch import choose_ops
-    from serving.kernels.matmul import matmul_factory
+    from serving.kernels.matmul_choice import Matmuls
     from serving.layers.parallel import SINGLE
     from serving.settings import Settings
 
     cpu = torch.device("cpu")
     ops = choose_ops(cpu, False)
-    matmul_factory(cpu, torch.bfloat16)
+    Matmuls(cpu, torch.bfloat16, ops.compiled)
     before, phases = memory("VmRSS"), _Phases()
     loaded = load_model(Settings(), model, SINGLE, cpu, ops, phases)  # type: ignore[arg-type]
     seconds = time.perf_counter() - phases.began["weights"]

@@ -15,7 +15,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
+KvCacheDtype = Literal["auto", "fp8_e4m3fn", "fp8_e5m2", "int8"]
 SECRETS = ("api_key", "hf_token", "ngrok_authtoken")
+Quantize = Literal[
+    "awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin", "bitsandbytes",
+    "bitsandbytes-nf4", "bitsandbytes-fp4", "fp8", "int8", "gguf",
+]  # fmt: skip
 NO_MODEL = ""
 
 NOT_YET = "is not implemented yet; remove the flag"
@@ -51,9 +56,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trust_unpinned_code: Annotated[
         bool, Flag("with --trust-remote-code: run it also where --revision is not a commit")
     ] = False
-    quantize: Annotated[str | None, Flag("quantization scheme", refused=NOT_YET)] = None
+    quantize: Annotated[
+        Quantize | None,
+        Flag("quantize weights while they are loaded, or name the scheme that the checkpoint has"),
+    ] = None
     kv_cache_dtype: Annotated[
-        str | None, Flag("type of the KV cache (fp8_e4m3fn, fp8_e5m2)", refused=NOT_YET)
+        KvCacheDtype | None, Flag("type of cached keys and values; auto, default: the model's")
     ] = None
     rope_scaling: Annotated[
         Literal["linear", "dynamic"] | None, Flag("override the rotary scaling of the model")

@@ -299,6 +299,21 @@ def test_impossible_numbers_of_shards_exit_with_1(argv: list[str], devices: str,
     assert text in str(error)
 
 
+@pytest.mark.parametrize("value", ["auto", "fp8_e4m3fn", "fp8_e5m2", "int8"])
+def test_types_of_the_kv_cache(value: str) -> None:
+    assert resolve([], {"KV_CACHE_DTYPE": value}).kv_cache_dtype == value
+    assert resolve(["--kv-cache-dtype", value], {}).kv_cache_dtype == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ"), [(["--kv-cache-dtype", "fp4"], {}), ([], {"KV_CACHE_DTYPE": "fp4"})]
+)
+def test_another_type_of_the_kv_cache_is_refused(argv: list[str], environ: dict[str, str]) -> None:
+    error = error_of(argv, environ)
+    assert "'fp4' is not one of 'auto', 'fp8_e4m3fn', 'fp8_e5m2', 'int8'" in str(error)
+    assert (argv or ["KV_CACHE_DTYPE"])[0] in str(error)
+
+
 @pytest.mark.parametrize("name", [name for name, (flag, _) in fields().items() if flag.refused])
 def test_every_unavailable_flag_is_refused_by_name(name: str) -> None:
     flag, kind = fields()[name]

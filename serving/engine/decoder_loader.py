@@ -5,7 +5,6 @@ that a checkpoint can get wrong. Next: `models/decoder.py`.
 """
 
 import logging
-import math
 from pathlib import Path
 
 import torch
@@ -15,14 +14,17 @@ from serving.engine.kv_cache import KvShape
 from serving.engine.loaded_weights import LoadedWeights, limit_threads
 from serving.engine.malloc import freed_memory_returned
 from serving.errors import StartupError
-from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
+from serving.kernels.kv_format import format_of
+from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
+from serving.models.kv_scales import read_kv_scales
 from serving.models.load_context import LoadContext
 from serving.models.spec import Config, DecoderSpec, WeightNames
 from serving.models.weight_names import expected_shapes
 from serving.models.weights import Checkpoint
+from serving.quant.detect import UNQUANTIZED, Quantization
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,12 +53,27 @@ def check_learned_positions(spec: DecoderSpec, context_length: int) -> None:
 
 
 def kv_shape(
-    spec: DecoderSpec, shard: ShardContext, block_size: int, dtype: torch.dtype
+    spec: DecoderSpec,
+    shard: ShardContext,
+    block_size: int,
+    dtype: torch.dtype,
+    scales: tuple[tuple[float, float], ...] = (),
 ) -> KvShape:
-    """Shape of this rank's blocks."""
+    """Shape of this rank's blocks; `dtype`: of what is stored."""
     heads = kv_heads_of_rank(spec, shard)
     key_dim, value_dim = kv_dims(spec)
-    return KvShape(len(spec.layers), heads, block_size, key_dim, dtype, value_dim)
+    return KvShape(len(spec.layers), heads, block_size, key_dim, dtype, value_dim, scales)
+
+
+def kv_scales(
+    spec: DecoderSpec, names: WeightNames, path: Path, stored: torch.dtype
+) -> tuple[tuple[float, float], ...]:
+    """The checkpoint's scales for a KV cache of this type; none where it does not take any."""
+    kv_format = format_of(stored)
+    if not kv_format.limit or kv_format.own_scales:
+        return ()
+    source = Checkpoint(path, torch.float32, torch.device("cpu"))
+    return read_kv_scales(source, names, len(spec.layers))
 
 
 def load_decoder(
@@ -68,15 +85,14 @@ def load_decoder(
     shard: ShardContext,
     ops: TorchOps,
     device: torch.device,
+    quantization: Quantization = UNQUANTIZED,
 ) -> LoadedWeights[Decoder]:
     """Read the weights of this rank; `positions`: length of the rotary tables."""
-    source = Checkpoint(path, dtype, device)
-    shapes = expected_shapes(spec, names)
-    source.check(shapes, names)
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize // shard.size
+    source = Checkpoint(path, dtype, device, quantization.scheme, quantization.quantizer)
+    source.check(expected_shapes(spec, names), names)
+    weight_bytes = source.num_bytes // shard.size
     limit_threads(device, weight_bytes)
-    matmul = matmul_factory(device, dtype)
+    matmuls = Matmuls(device, dtype, ops.compiled)
     with freed_memory_returned(), torch.inference_mode():
-        decoder = Decoder(LoadContext(spec, names, source, shard, ops, matmul), positions, device)
-    rows = padded_rows if matmul is PackedMatmul else int
-    return LoadedWeights(decoder, dtype, weight_bytes, rows)
+        decoder = Decoder(LoadContext(spec, names, source, shard, ops, matmuls), positions, device)
+    return LoadedWeights(decoder, dtype, weight_bytes, matmuls.padded_rows)

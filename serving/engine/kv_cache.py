@@ -15,7 +15,7 @@ import torch
 
 from serving.engine.pool_memory import PoolMemory
 from serving.errors import StartupError
-from serving.layers.attention import KvLayer
+from serving.kernels.kv_format import CachedVectors, KvLayer, format_of
 
 log = logging.getLogger(__name__)
 GIB = 1024**3
@@ -42,8 +42,8 @@ class PoolShape(Protocol):
     def row_bytes(self) -> int:
         """Bytes of one sequence over all layers, beside its blocks."""
 
-    def allocate_layer(self, num_blocks: int, rows: int, memory: PoolMemory) -> Any:
-        """Zeroed pool of one layer, as the model's `forward` takes it."""
+    def allocate_layer(self, layer: int, num_blocks: int, rows: int, memory: PoolMemory) -> Any:
+        """Zeroed pool of layer number `layer`, as the model's `forward` takes it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class KvShape:
     kv_heads: int
     block_size: int
     head_dim: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of what is stored: the model's, or that of a coded format
     value_dim: int | None = None  # where values are not as wide as keys; 0: there are none
+    # Of the keys and the values of each layer, where the format takes one for a layer; none: 1.
+    scales: tuple[tuple[float, float], ...] = ()
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -64,19 +66,37 @@ class KvShape:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block over all layers, keys and values."""
-        elements = self.layers * self.kv_heads * self.block_size * sum(self.dims)
-        return elements * self.dtype.itemsize
+        """Bytes of one block over all layers: keys, values and the scales of each."""
+        vector_bytes = sum(dim * self.dtype.itemsize for dim in self.dims)
+        if format_of(self.dtype).own_scales:
+            vector_bytes += sum(torch.float32.itemsize for dim in self.dims if dim)
+        return self.layers * self.kv_heads * self.block_size * vector_bytes
 
     @property
     def row_bytes(self) -> int:
         """A sequence has nothing but its blocks."""
         return 0
 
-    def allocate_layer(self, num_blocks: int, rows: int, memory: PoolMemory) -> KvLayer:
+    def allocate_layer(self, layer: int, num_blocks: int, rows: int, memory: PoolMemory) -> KvLayer:
         """Zeroed keys and values of one layer."""
-        size = (num_blocks, self.kv_heads, self.block_size)
-        return KvLayer(*(memory.zeros((*size, dim), self.dtype) for dim in self.dims))
+        scales = self.scales[layer] if self.scales else (1.0, 1.0)
+        keys, values = (
+            self._allocate(num_blocks, dim, scale, memory)
+            for dim, scale in zip(self.dims, scales, strict=True)
+        )
+        return KvLayer(keys, values)
+
+    def _allocate(
+        self, num_blocks: int, dim: int, scale: float, memory: PoolMemory
+    ) -> CachedVectors:
+        """Zeroed vectors of one size."""
+        kv_format, size = format_of(self.dtype), (num_blocks, self.kv_heads, self.block_size)
+        codes = memory.zeros((*size, dim), self.dtype)
+        if not kv_format.limit:
+            return CachedVectors(codes)
+        if kv_format.own_scales:
+            return CachedVectors(codes, memory.zeros(size if dim else (0,), torch.float32))
+        return CachedVectors(codes, torch.full((1,), scale, device=codes.device))
 
 
 def allocate(
@@ -92,7 +112,7 @@ def allocate(
     its memory is still being taken. Raises what a lack of memory raises (`out_of_memory.py`).
     """
     memory = PoolMemory(device)
-    pool = [shape.allocate_layer(num_blocks, rows, memory) for _ in range(shape.layers)]
+    pool = [shape.allocate_layer(i, num_blocks, rows, memory) for i in range(shape.layers)]
     memory.populate(in_background)
     return pool
 

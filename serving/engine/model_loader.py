@@ -18,6 +18,7 @@ from serving.engine.kv_cache import KvShape, PoolShape
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.loaded_weights import LoadedWeights
 from serving.errors import StartupError
+from serving.kernels.kv_format import CODED, stored_dtype
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.causal_model import CausalModel, SequenceTraits
@@ -27,6 +28,7 @@ from serving.models.registry import encoder_decoder_of, family_of, model_types, 
 from serving.models.sharding import AnySpec, check_divides
 from serving.models.spec import Config, Family
 from serving.models.weights import Checkpoint
+from serving.quant.detect import Quantization, quantization_of
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Start:
     config: Config
     path: Path
     shard: ShardContext
+    quantization: Quantization
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def load_model(
     """Read configuration and weights of this rank."""
     reports.begin(model_files.PHASE)
     config = model_files.read_config(path, settings)
-    plan = _plan(Start(settings, config, path, shard))
+    quantization = quantization_of(config, path, settings.quantize)
+    plan = _plan(Start(settings, config, path, shard, quantization))
     reports.begin("weights")
     weights, shape = plan.load(ops, device)
     return LoadedModel(
@@ -119,11 +123,15 @@ def _decoder(family: Family, start: Start) -> LoadPlan:
     def load(ops: TorchOps, device: torch.device) -> tuple[LoadedWeights[CausalModel], PoolShape]:
         dtype = model_dtype(settings, config, path)
         weights = decoder_loader.load_decoder(
-            spec, family.names_of(config), context_length, path, dtype, shard, ops, device
-        )
+            spec, family.names_of(config), context_length, path, dtype, shard, ops, device,
+            start.quantization,
+        )  # fmt: skip
         fields = {"family": config["model_type"], "dtype": dtype, "device": device}
         log.info("model loaded", extra={"fields": fields})
-        return weights, decoder_loader.kv_shape(spec, shard, settings.block_size, dtype)
+        stored = stored_dtype(settings.kv_cache_dtype, dtype)
+        scales = decoder_loader.kv_scales(spec, family.names_of(config), path, stored)
+        size = settings.block_size
+        return weights, decoder_loader.kv_shape(spec, shard, size, stored, scales)
 
     return LoadPlan(context_length, load)
 
@@ -139,10 +147,11 @@ def _encoder_decoder(family: EncoderDecoderFamily, start: Start) -> LoadPlan:
     def load(ops: TorchOps, device: torch.device) -> tuple[LoadedWeights[CausalModel], PoolShape]:
         dtype = model_dtype(settings, config, path)
         weights = seq2seq_loader.load_encoder_decoder(
-            family, spec, starts, path, dtype, shard, ops, device
+            family, spec, starts, path, dtype, shard, ops, device, start.quantization
         )
         heads, size = spec.heads // shard.size, settings.block_size
-        return weights, KvShape(spec.decoder_layers, heads, size, spec.head_dim, dtype)
+        stored = stored_dtype(settings.kv_cache_dtype, dtype)
+        return weights, KvShape(spec.decoder_layers, heads, size, spec.head_dim, stored)
 
     length = seq2seq_loader.longest_sequence(path, config, settings) + starts
     return LoadPlan(length, load, traits)
@@ -151,12 +160,20 @@ def _encoder_decoder(family: EncoderDecoderFamily, start: Start) -> LoadPlan:
 def _state_space(family: MambaFamily, start: Start) -> LoadPlan:
     """A state-space model."""
     settings, config, path, shard = start.settings, start.config, start.path, start.shard
+    if settings.kv_cache_dtype in CODED:
+        raise StartupError(
+            model_files.PHASE,
+            f"--kv-cache-dtype {settings.kv_cache_dtype}: a state-space model has no KV cache",
+            "remove --kv-cache-dtype",
+        )
     spec = model_files.read_spec(family, config)
     _check_divides(spec, shard)
 
     def load(ops: TorchOps, device: torch.device) -> tuple[LoadedWeights[CausalModel], PoolShape]:
         dtype = model_dtype(settings, config, path)
-        weights = mamba_loader.load_mamba(family, spec, path, dtype, shard, ops, device)
+        weights = mamba_loader.load_mamba(
+            family, spec, path, dtype, shard, ops, device, start.quantization
+        )
         return weights, mamba_loader.state_shape(spec, shard, settings.block_size, dtype)
 
     length = model_files.context_length(path, config, settings)
@@ -171,9 +188,12 @@ def _undeclared(start: Start) -> LoadPlan:
 
     def load(ops: TorchOps, device: torch.device) -> tuple[LoadedWeights[CausalModel], PoolShape]:
         dtype = DTYPES.get(settings.dtype)
-        weights = undeclared.load_undeclared(config, loaded, path, dtype, ops, device)
+        weights = undeclared.load_undeclared(
+            config, loaded, path, dtype, ops, device, start.quantization.quantizer
+        )
         spec, size = weights.decoder.spec, settings.block_size
-        return weights, KvShape(spec.layers, spec.kv_heads, size, spec.head_dim, weights.dtype)
+        stored = stored_dtype(settings.kv_cache_dtype, weights.dtype)
+        return weights, KvShape(spec.layers, spec.kv_heads, size, spec.head_dim, stored)
 
     return LoadPlan(model_files.context_length(path, limits, settings), load)
 

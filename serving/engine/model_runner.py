@@ -19,7 +19,7 @@ from serving.engine.logit_rules import TokenMasks
 from serving.engine.plan import Choice, Plan
 from serving.engine.sampler import Sampler
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
-from serving.layers.attention import KvLayer
+from serving.kernels.kv_format import KvLayer
 from serving.models.causal_model import CausalModel
 
 SCORED_AT_ONCE = 128  # prompt tokens whose whole distributions are held at a time

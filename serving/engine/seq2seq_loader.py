@@ -4,7 +4,6 @@ Runs in an engine rank, at start. Called by `model_loader.py`. Raises `StartupEr
 that a checkpoint can get wrong. Next: `models/encoder_decoder.py`.
 """
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from serving.engine import model_files
 from serving.engine.loaded_weights import LoadedWeights, limit_threads
 from serving.engine.malloc import freed_memory_returned
 from serving.errors import StartupError
-from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
+from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.causal_model import SequenceTraits
@@ -28,6 +27,7 @@ from serving.models.encoder_decoder_spec import (
 )
 from serving.models.spec import Config
 from serving.models.weights import Checkpoint
+from serving.quant.detect import UNQUANTIZED, Quantization
 from serving.settings import Settings
 
 USUAL_TOKENS = 512  # of prompt and output, where neither model nor tokenizer says; T5's training
@@ -78,23 +78,29 @@ def load_encoder_decoder(
     shard: ShardContext,
     ops: TorchOps,
     device: torch.device,
+    quantization: Quantization = UNQUANTIZED,
 ) -> LoadedWeights[EncoderDecoder]:
     """Read the weights of this rank. Raises `StartupError`, or `ValueError` if ranks do not fit."""
-    matmul = matmul_factory(device, dtype)
-    narrow = Precision(dtype, Checkpoint(path, dtype, device), matmul)
-    names, source = family.names, narrow.source
+    scheme, quantizer = quantization.scheme, quantization.quantizer
+    source = Checkpoint(path, dtype, device, scheme, quantizer)
+    narrow = Precision(dtype, source, Matmuls(device, dtype, ops.compiled))
+    names = family.names
     embedding = source.present(names.embeddings)
     if f"{names.head}.weight" in source:  # configs call heads tied that are not
         spec = replace(spec, tied_head=False)
     shapes = expected_shapes(spec, names, embedding)
     source.check(shapes, checked_names(names, embedding))
-    weight_bytes = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize // shard.size
+    weight_bytes = source.num_bytes // shard.size
     limit_threads(device, weight_bytes)
     wide = narrow
     if dtype == torch.float16:
-        wide_matmul = matmul_factory(device, torch.float32)
-        wide = Precision(torch.float32, Checkpoint(path, torch.float32, device), wide_matmul)
-    rows = padded_rows if PackedMatmul in (matmul, wide.matmul) else int
+        same = Checkpoint(path, torch.float32, device, scheme, quantizer)
+        same.check(shapes, checked_names(names, embedding))
+        wide = Precision(torch.float32, same, Matmuls(device, torch.float32, ops.compiled))
+
+    def rows(count: int) -> int:
+        return max(one.matmul.padded_rows(count) for one in (narrow, wide))
+
     with freed_memory_returned(), torch.inference_mode():
         load = EncoderDecoderLoad(spec, names, embedding, narrow, wide, shard, ops)
         decoder = EncoderDecoder(load, start_tokens, rows)

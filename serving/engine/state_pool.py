@@ -30,7 +30,9 @@ class StateShape:
         recurrent = self.state * torch.float32.itemsize
         return self.layers * self.channels * (recurrent + self.convolution * self.dtype.itemsize)
 
-    def allocate_layer(self, num_blocks: int, rows: int, memory: PoolMemory) -> StateLayer:
+    def allocate_layer(
+        self, layer: int, num_blocks: int, rows: int, memory: PoolMemory
+    ) -> StateLayer:
         """Zeroed states of one layer."""
         return StateLayer(
             memory.zeros((rows, self.convolution, self.channels), self.dtype),

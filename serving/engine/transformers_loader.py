@@ -12,7 +12,7 @@ import torch
 
 from serving.engine.loaded_weights import LoadedWeights, limit_threads
 from serving.errors import StartupError
-from serving.kernels.matmul import PackedMatmul, matmul_factory, padded_rows
+from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 from serving.models.frozen_linear import freeze_linears
@@ -21,6 +21,7 @@ from serving.models.remote_code import check_remote_code
 from serving.models.spec import Config, UnsupportedConfig
 from serving.models.transformers_decoder import TransformersDecoder
 from serving.models.transformers_support import causal_config, needs_own_code, own_config
+from serving.models.weights import Quantizer
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,12 @@ def load_undeclared(
     dtype: torch.dtype | None,
     ops: TorchOps,
     device: torch.device,
+    quantizer: Quantizer | None = None,
 ) -> LoadedWeights[TransformersDecoder]:
-    """Read the weights and plug our attention in; `dtype` None takes the checkpoint's own."""
+    """Read the weights and plug our attention in; `dtype` None takes the checkpoint's own.
+
+    `quantizer`: how the matrices of linear layers are to be kept.
+    """
     log.warning(
         "model type '%s' is not declared: it is served through transformers' modelling code with "
         "our paged attention, which is slower than a declared family",
@@ -68,17 +73,16 @@ def load_undeclared(
     model = _read_weights(path, loaded, dtype, needs_own_code(config)).to(device).eval()
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     dtype = model.dtype
-    matmul = matmul_factory(device, dtype)
+    matmuls = Matmuls(device, dtype, ops.compiled)
     try:
         with torch.inference_mode():
-            if matmul is PackedMatmul:
-                freeze_linears(model, matmul)
+            if quantizer is not None or matmuls.packs:
+                freeze_linears(model, matmuls, quantizer)
             decoder = TransformersDecoder(model, dtype, ops)
     except UnsupportedConfig as error:
         raise _refusal(config, error) from error
-    rows = padded_rows if matmul is PackedMatmul else int
     limit_threads(device, weight_bytes)
-    return LoadedWeights(decoder, dtype, weight_bytes, rows)
+    return LoadedWeights(decoder, dtype, weight_bytes, matmuls.padded_rows)
 
 
 def _read_weights(path: Path, loaded: Any, dtype: torch.dtype | None, own_code: bool) -> Any:

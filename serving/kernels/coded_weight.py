@@ -55,9 +55,12 @@ class CodedWeight:
     def map_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "CodedWeight":
         """`change` of the rows of every part: a selection, or another order."""
         offsets = None if self.offsets is None else change(self.offsets)
-        return replace(
-            self, codes=change(self.codes), scales=change(self.scales), offsets=offsets
-        )
+        return replace(self, codes=change(self.codes), scales=change(self.scales), offsets=offsets)
+
+    def to(self, device: torch.device) -> "CodedWeight":
+        """The same on a device."""
+        weight = self.map_rows(lambda part: part.to(device))
+        return weight if self.order is None else replace(weight, order=self.order.to(device))
 
     def numbers(self) -> torch.Tensor:
         """Every code as a number, float32 [out, columns]."""

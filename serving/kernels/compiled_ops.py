@@ -7,6 +7,7 @@ kernel is as fast as ours would be.
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import KvLayer
 from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
@@ -16,6 +17,7 @@ class CompiledOps(TorchOps):
     """Fused norm, rotation with KV write, paged decode, gated activation, scan, greedy choice."""
 
     name = "compiled"
+    compiled = True
 
     def __init__(self) -> None:
         """The library must have been loaded by `cpu_ops.load()`."""
@@ -53,30 +55,28 @@ class CompiledOps(TorchOps):
         layout: HeadLayout,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        kv: KvLayer,
         batch: AttentionBatch,
     ) -> None:
         """See `TorchOps`."""
         self._rope_write_kv(
-            qkv, cos, sin, key_cache, value_cache, batch.slots,
-            layout.heads, layout.kv_heads, layout.head_dim,
+            qkv, cos, sin, kv.keys.codes, kv.values.codes, batch.slots,
+            layout.heads, layout.kv_heads, layout.head_dim, kv.keys.scales, kv.values.scales,
         )  # fmt: skip
 
     def decode_attention(
         self,
         query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        kv: KvLayer,
         batch: AttentionBatch,
         rule: ScoreRule,
     ) -> torch.Tensor:
         """See `TorchOps`; reads the blocks where they are. Linear biases run there."""
         if rule.slopes is not None:
-            return super().decode_attention(query, key_cache, value_cache, batch, rule)
+            return super().decode_attention(query, kv, batch, rule)
         result: torch.Tensor = self._paged_decode(
-            query, key_cache, value_cache, batch.block_tables, batch.context_lens,
-            rule.scale, rule.window, rule.soft_cap,
+            query, kv.keys.codes, kv.values.codes, batch.block_tables, batch.context_lens,
+            rule.scale, rule.window, rule.soft_cap, kv.keys.scales, kv.values.scales,
         )  # fmt: skip
         return result
 

@@ -2,8 +2,9 @@
 // In: torch tensors of one prefill or decode step; out: the results of the plain torch path, in
 // fp32 arithmetic, for float32, float16 and bfloat16. Threads are torch's own (at::parallel_for).
 // No result depends on the batch a row is in, nor on the number of threads: work is split by
-// constants, and merged in order. Next: cpu_ops_vectors.h (helpers), cpu_ops_decode.h (attention),
-// cpu_ops_scan.h (state spaces), cpu_ops_exchange.h (between ranks).
+// constants, and merged in order. Next: cpu_ops_vectors.h (helpers), cpu_ops_kv.h (KV caches),
+// cpu_ops_decode.h (attention), cpu_ops_coded.h (quantized weights), cpu_ops_scan.h (state spaces),
+// cpu_ops_exchange.h (between ranks).
 
 #include "cpu_ops_vectors.h"
 
@@ -13,8 +14,10 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu_ops_coded.h"
 #include "cpu_ops_decode.h"
 #include "cpu_ops_exchange.h"
+#include "cpu_ops_kv.h"
 #include "cpu_ops_scan.h"
 
 namespace serving_cpu {
@@ -118,12 +121,13 @@ void rotate(T* x, const float* cos, const float* sin, int64_t half) {
 }
 
 // qkv [tokens, (heads + 2 * kv_heads) * head_dim]: rotates queries and keys in place, and writes
-// keys and values to slot = block * block_size + offset; a negative slot is not written.
+// keys and values to slot = block * block_size + offset; a negative slot is not written. Keys and
+// values become what is read from the cache.
 void rope_write_kv_(Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& key_cache,
                     Tensor& value_cache, const Tensor& slots, int64_t heads, int64_t kv_heads,
-                    int64_t head_dim) {
+                    int64_t head_dim, const Scales& key_scales, const Scales& value_scales) {
   check_rows(qkv, "qkv", 2);
-  check_cache(key_cache, value_cache, qkv);
+  check_cache(key_cache, value_cache, key_scales, value_scales, qkv);
   const int64_t tokens = qkv.size(0), width = (heads + 2 * kv_heads) * head_dim;
   TORCH_CHECK(heads > 0 && kv_heads > 0 && head_dim > 0 && qkv.size(1) == width,
               "qkv must be (heads + 2 * kv_heads) * head_dim = ", width, " wide, got ",
@@ -146,22 +150,25 @@ void rope_write_kv_(Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& k
   const float *cosines = cos.const_data_ptr<float>(), *sines = sin.const_data_ptr<float>();
   by_dtype(qkv, [&](auto zero) {
     using T = decltype(zero);
-    T *rows = qkv.mutable_data_ptr<T>(), *keys = key_cache.mutable_data_ptr<T>();
-    T* values = value_cache.mutable_data_ptr<T>();
-    parallel_rows(tokens, width, [&](int64_t t) {
-      T* row = rows + t * qkv.stride(0);
-      for (int64_t h = 0; h < heads + kv_heads; ++h) {
-        rotate(row + h * head_dim, cosines + t * half, sines + t * half, half);
-      }
-      const int64_t slot = slot_of[t];
-      if (slot < 0) return;
-      const T *k = row + heads * head_dim, *v = k + kv_heads * head_dim;
-      for (int64_t h = 0; h < kv_heads; ++h) {
-        const int64_t block_row = (slot / block_size * kv_heads + h) * block_size;
-        const int64_t to = (block_row + slot % block_size) * head_dim;
-        std::copy_n(k + h * head_dim, head_dim, keys + to);
-        std::copy_n(v + h * head_dim, head_dim, values + to);
-      }
+    T* rows = qkv.mutable_data_ptr<T>();
+    by_element<T>(key_cache, [&](auto element) {
+      using C = decltype(element);
+      const auto keys = cache_of<C>(key_cache, key_scales);
+      const auto values = cache_of<C>(value_cache, value_scales);
+      parallel_rows(tokens, width, [&](int64_t t) {
+        T* row = rows + t * qkv.stride(0);
+        for (int64_t h = 0; h < heads + kv_heads; ++h) {
+          rotate(row + h * head_dim, cosines + t * half, sines + t * half, half);
+        }
+        const int64_t slot = slot_of[t];
+        if (slot < 0) return;
+        T *k = row + heads * head_dim, *v = k + kv_heads * head_dim;
+        for (int64_t h = 0; h < kv_heads; ++h) {
+          const int64_t to = (slot / block_size * kv_heads + h) * block_size + slot % block_size;
+          store_vector(k + h * head_dim, keys, to, head_dim);
+          store_vector(v + h * head_dim, values, to, head_dim);
+        }
+      });
     });
   });
 }
@@ -243,14 +250,25 @@ TORCH_LIBRARY(serving_cpu, m) {
   m.def("silu_mul(Tensor gate_up) -> Tensor");
   m.def(
       "rope_write_kv_(Tensor(a!) qkv, Tensor cos, Tensor sin, Tensor(b!) key_cache,"
-      " Tensor(c!) value_cache, Tensor slots, int heads, int kv_heads, int head_dim) -> ()");
+      " Tensor(c!) value_cache, Tensor slots, int heads, int kv_heads, int head_dim,"
+      " Tensor(d!)? key_scales=None, Tensor(e!)? value_scales=None) -> ()");
   m.def(
       "paged_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor block_tables,"
-      " Tensor context_lens, float scale, int window, float softcap) -> Tensor");
+      " Tensor context_lens, float scale, int window, float softcap, Tensor? key_scales=None,"
+      " Tensor? value_scales=None) -> Tensor");
   m.def(
       "selective_scan_(Tensor x, Tensor steps, Tensor rates, Tensor b, Tensor c, Tensor(a!) pool,"
       " Tensor rows, Tensor starts) -> Tensor");
   m.def("greedy(Tensor logits) -> (Tensor ids, Tensor logprobs)");
+  m.def("pack_codes(Tensor codes, int kind, bool paired) -> Tensor");
+  m.def("takes_pairs(ScalarType x, int kind) -> bool", [](at::ScalarType x, int64_t kind) {
+    return takes_pairs(x, static_cast<Codes>(kind));
+  });
+  m.def(
+      "coded_matmul(Tensor x, Tensor packed, Tensor? scales, Tensor? offsets, Tensor? table,"
+      " Tensor? bias, int kind, int outputs) -> Tensor");
+  m.def("int8_rows(Tensor x) -> (Tensor codes, Tensor scales)");
+  m.def("int8_matmul(Tensor x, Tensor packed, Tensor scales, Tensor? bias) -> Tensor");
   m.def("exchange_sum_(Tensor(a!) x, Tensor region, int rank, int size) -> ()");
   m.def("exchange_gather(Tensor x, Tensor region, int rank, int size) -> Tensor");
 }
@@ -264,6 +282,10 @@ TORCH_LIBRARY_IMPL(serving_cpu, CPU, m) {
   m.impl("paged_decode", &paged_decode);
   m.impl("selective_scan_", &selective_scan_);
   m.impl("greedy", &greedy);
+  m.impl("pack_codes", &pack_codes);
+  m.impl("coded_matmul", &coded_matmul);
+  m.impl("int8_rows", &int8_rows);
+  m.impl("int8_matmul", &int8_matmul);
   m.impl("exchange_sum_", &exchange_sum_);
   m.impl("exchange_gather", &exchange_gather);
 }

@@ -1,8 +1,8 @@
 // The op paged_decode: attention of one query token per sequence over its paged keys and values.
-// In: query [n, heads, head_dim], caches [blocks, kv_heads, block_size, head_dim], block tables;
-// out: [n, heads, head_dim]. Any dtype and shape has a form in fp32 vectors; bfloat16 has a second
-// one for CPUs with the AVX512-BF16 instructions, where head_dim is a multiple of 32 and block_size
-// of 16.
+// In: query [n, heads, head_dim], caches [blocks, kv_heads, block_size, head_dim] of its type or of
+// codes, block tables; out: [n, heads, head_dim]. Any dtype and shape has a form in fp32 vectors;
+// bfloat16 has a second one for CPUs with the AVX512-BF16 instructions, where head_dim is a multiple
+// of 32 and block_size of 16.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu_ops_kv.h"
 #include "cpu_ops_vectors.h"
 
 namespace serving_cpu {
@@ -20,7 +21,15 @@ namespace serving_cpu {
 // sequence: all scores, one softmax, one weighted sum of values. Its partial result per query head
 // is [maximum, sum, accumulator of head_dim]; the last item of a group to finish merges them.
 constexpr int64_t kSplit = 256;
-constexpr int64_t kTile = 16;  // keys that the bfloat16 form scores at once
+constexpr int64_t kKeyTile = 16;  // keys that the bfloat16 form scores at once
+
+#ifdef __AVX512BF16__
+template <typename T>
+constexpr bool kHasTiles = std::is_same_v<T, BFloat16>;
+#else
+template <typename T>
+constexpr bool kHasTiles = false;
+#endif
 
 struct Item {
   int64_t sequence, kv_head, begin, end;  // positions [begin, end) lie in one split
@@ -29,19 +38,26 @@ struct Item {
 
 struct Shape {
   int64_t kv_heads, group, dim, block_size;
-  float scale, softcap;
+  float scale, softcap;  // `scale` with the scale that all keys have
+  float value_scale;     // that all values have
   int64_t partial() const { return group * (dim + 2); }  // floats of one item's result
 };
 
 // Buffers of one thread. Scores and weights are [group, kSplit], by position within the split.
 template <typename T>
 struct Scratch {
-  explicit Scratch(const Shape& s)
+  Scratch(const Shape& s, bool coded)
       : query(s.group * s.dim), narrow(s.group * kSplit), zeros(s.dim, T(0)),
-        wide(s.group * s.dim), scores(s.group * kSplit), columns(kTile * s.dim / 2) {}
+        widened(kHasTiles<T> && coded ? kSplit * s.dim : 0),
+        wide(s.group * s.dim), scores(s.group * kSplit), columns(kKeyTile * s.dim / 2) {
+    for (int64_t j = 0; j < kSplit; ++j) widened_rows[j] = j * s.dim;
+  }
   std::vector<T> query, narrow, zeros;        // [group, dim]; weights rounded to T; [dim]
+  std::vector<T> widened;                     // codes of one split as T: [kSplit, dim]
   std::vector<float> wide, scores, columns;   // query in fp32; scores, then weights; a key tile
   int64_t rows[kSplit];                       // offset of each position's row in either cache
+  int64_t widened_rows[kSplit];               // and in `widened`
+  float key_scales[kSplit], value_scales[kSplit];  // of each position, where each has its own
 };
 
 // body(heads) with compile-time heads <= 8 for each tile of the group.
@@ -61,8 +77,8 @@ inline void for_head_tiles(int64_t group, const F& body) {
 }
 
 // Any dtype: scores[h, j] = query[h] . keys[rows[j]] for j in [lo, hi).
-template <int H, typename T>
-void score(const float* query, const T* keys, const int64_t* rows, int64_t lo, int64_t hi,
+template <int H, typename C>
+void score(const float* query, const C* keys, const int64_t* rows, int64_t lo, int64_t hi,
            int64_t dim, float* scores) {
   for (int64_t j = lo; j < hi; ++j) {
     Vec total[H];
@@ -78,8 +94,8 @@ void score(const float* query, const T* keys, const int64_t* rows, int64_t lo, i
 }
 
 // Any dtype: out[h] (rows `stride` apart) = sum over j of weights[h, j] * values[rows[j]].
-template <int H, typename T>
-void weigh(const float* weights, const T* values, const int64_t* rows, int64_t lo, int64_t hi,
+template <int H, typename C>
+void weigh(const float* weights, const C* values, const int64_t* rows, int64_t lo, int64_t hi,
            int64_t dim, float* out, int64_t stride) {
   for_vectors(dim, [&](int64_t i, auto count) {
     Vec total[H];
@@ -95,9 +111,6 @@ void weigh(const float* weights, const T* values, const int64_t* rows, int64_t l
 }
 
 #ifdef __AVX512BF16__
-template <typename T>
-constexpr bool kHasTiles = std::is_same_v<T, BFloat16>;
-
 inline __m512 dot_bf16(__m512 total, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(total, (__m512bh)a, (__m512bh)b);
 }
@@ -142,8 +155,8 @@ inline void score_tiles(const BFloat16* query, const BFloat16* keys, const BFloa
                         const int64_t* rows, int64_t lo, int64_t hi, const Shape& shape,
                         float* columns, float* scores) {
   const int64_t dim = shape.dim;
-  for (int64_t j = lo; j < hi; j += kTile) {
-    const BFloat16* next_keys = keys + rows[std::min(j + 2 * kTile, hi - kTile)];
+  for (int64_t j = lo; j < hi; j += kKeyTile) {
+    const BFloat16* next_keys = keys + rows[std::min(j + 2 * kKeyTile, hi - kKeyTile)];
     const BFloat16* tile_values = values + rows[j];
     for (int64_t i = 0; i < dim; i += 32) transpose_pairs(keys + rows[j] + i, dim, columns + 8 * i);
     for_head_tiles(shape.group, [&](int64_t g, auto heads) {
@@ -194,21 +207,21 @@ void weigh_pairs(const BFloat16* weights, const BFloat16* values, const int64_t*
     }
   }
 }
-#else
-template <typename T>
-constexpr bool kHasTiles = false;
 #endif
 
 // Scores [lo, hi) of one query head to weights exp(score - maximum), in fp32 and in T; the
 // positions outside [begin, end) of that range count nothing. Returns the maximum and the sum.
+// Scales that each position has of its own go into its score and its weight; null: there are none.
 template <typename T>
 std::pair<float, float> softmax(float* scores, T* narrow, int64_t lo, int64_t hi, int64_t begin,
-                                int64_t end, const Shape& shape) {
+                                int64_t end, const float* key_scales, const float* value_scales,
+                                const Shape& shape) {
   Vec top(-kInf), total(0);
   std::fill(scores + lo, scores + begin, -kInf);
   std::fill(scores + end, scores + hi, -kInf);
   for_vectors(hi - lo, [&](int64_t i, auto count) {
     Vec score = read(scores + lo + i, count, -kInf) * Vec(shape.scale);
+    if (key_scales != nullptr) score = score * read(key_scales + lo + i, count, 1);
     if (shape.softcap > 0) {  // cap * tanh(score / cap), and -inf where nothing counts
       const Vec doubled = (score * Vec(2 / shape.softcap)).exp_u20();
       const Vec capped = Vec(shape.softcap) - Vec(2 * shape.softcap) / (doubled + Vec(1));
@@ -219,39 +232,80 @@ std::pair<float, float> softmax(float* scores, T* narrow, int64_t lo, int64_t hi
   });
   const float highest = reduce_max(top);
   for_vectors(hi - lo, [&](int64_t i, auto count) {
-    const Vec weight = (read(scores + lo + i, count, -kInf) - Vec(highest)).exp_u20();
+    Vec weight = (read(scores + lo + i, count, -kInf) - Vec(highest)).exp_u20();
+    total = total + weight;
+    if (value_scales != nullptr) weight = weight * read(value_scales + lo + i, count);
     write(scores + lo + i, weight, count);
     if constexpr (kHasTiles<T>) write(narrow + lo + i, weight, count);
-    total = total + weight;
   });
   return {highest, reduce_sum(total)};
 }
 
-// One work item. keys and values are whole caches; query [group, dim], its heads `head_stride`
-// apart; table the sequence's block table; partial receives [group, dim + 2].
-template <typename T>
-void attend(const Item& item, const Shape& shape, const T* query, int64_t head_stride,
-            const T* keys, const T* values, const int32_t* table, Scratch<T>& scratch,
-            float* partial) {
-  const int64_t dim = shape.dim, size = shape.block_size, base = item.begin / kSplit * kSplit;
-  const int64_t begin = item.begin - base, end = item.end - base, stride = dim + 2;
-  const bool tiles = kHasTiles<T> && dim % 32 == 0 && size % kTile == 0;
-  const int64_t lo = tiles ? begin / kTile * kTile : begin;
-  const int64_t hi = tiles ? (end + kTile - 1) / kTile * kTile : end;
+// Finds the rows of positions [lo, hi) of a split in either cache, and their own scales; positions
+// outside [begin, end) may hold anything, so they get scales that do no harm.
+template <typename T, typename C>
+void locate(const Item& item, const Shape& shape, int64_t base, int64_t lo, int64_t hi,
+            const Cache<C>& keys, const Cache<C>& values, const int32_t* table,
+            Scratch<T>& scratch) {
+  const int64_t size = shape.block_size;
   for (int64_t j = lo; j < hi;) {  // one block at a time
     const int64_t block = table[(base + j) / size], offset = (base + j) % size;
-    int64_t row = ((block * shape.kv_heads + item.kv_head) * size + offset) * dim;
-    for (const int64_t stop = std::min(hi, j + size - offset); j < stop; ++j, row += dim) {
-      scratch.rows[j] = row;
+    int64_t vector = (block * shape.kv_heads + item.kv_head) * size + offset;
+    const int64_t stop = std::min(hi, j + size - offset);
+    if constexpr (kOwnScales<C>) {
+      std::copy_n(keys.scales + vector, stop - j, scratch.key_scales + j);
+      std::copy_n(values.scales + vector, stop - j, scratch.value_scales + j);
+    }
+    for (; j < stop; ++j, ++vector) scratch.rows[j] = vector * shape.dim;
+  }
+  if constexpr (kOwnScales<C>) {
+    for (float* scales : {scratch.key_scales, scratch.value_scales}) {
+      std::fill(scales + lo, scales + (item.begin - base), 1.0f);
+      std::fill(scales + (item.end - base), scales + hi, 1.0f);
     }
   }
+}
+
+// Where the bfloat16 form finds rows [lo, hi), and their offsets: in the cache, or, if that has codes,
+// behind their conversion, which is exact.
+template <typename T, typename C>
+std::pair<const T*, const int64_t*> rows_of(const Cache<C>& cache, int64_t lo, int64_t hi,
+                                            int64_t dim, Scratch<T>& scratch) {
+  if constexpr (std::is_same_v<T, C>) {
+    return {cache.codes, scratch.rows};
+  } else {
+    T* to = scratch.widened.data();
+    for (int64_t j = lo; j < hi; ++j) {
+      for_vectors(dim, [&](int64_t i, auto count) {
+        write(to + j * dim + i, read(cache.codes + scratch.rows[j] + i, count), count);
+      });
+    }
+    return {to, scratch.widened_rows};
+  }
+}
+
+// One work item. keys and values are whole caches; query [group, dim], its heads `head_stride`
+// apart; table the sequence's block table; partial receives [group, dim + 2].
+template <typename T, typename C>
+void attend(const Item& item, const Shape& shape, const T* query, int64_t head_stride,
+            const Cache<C>& keys, const Cache<C>& values, const int32_t* table,
+            Scratch<T>& scratch, float* partial) {
+  const int64_t dim = shape.dim, size = shape.block_size, base = item.begin / kSplit * kSplit;
+  const int64_t begin = item.begin - base, end = item.end - base, stride = dim + 2;
+  const bool tiles = kHasTiles<T> && dim % 32 == 0 && size % kKeyTile == 0;
+  const int64_t lo = tiles ? begin / kKeyTile * kKeyTile : begin;
+  const int64_t hi = tiles ? (end + kKeyTile - 1) / kKeyTile * kKeyTile : end;
+  locate(item, shape, base, lo, hi, keys, values, table, scratch);
   float* scores = scratch.scores.data();
   if constexpr (kHasTiles<T>) {
     if (tiles) {
       for (int64_t g = 0; g < shape.group; ++g) {
         std::copy_n(query + g * head_stride, dim, scratch.query.data() + g * dim);
       }
-      score_tiles(scratch.query.data(), keys, values, scratch.rows, lo, hi, shape,
+      const auto [tile_keys, rows] = rows_of(keys, lo, hi, dim, scratch);
+      const T* ahead = tile_keys;  // what is prefetched beside the keys
+      if constexpr (std::is_same_v<T, C>) ahead = values.codes;
+      score_tiles(scratch.query.data(), tile_keys, ahead, rows, lo, hi, shape,
                   scratch.columns.data(), scores);
     }
   }
@@ -260,25 +314,30 @@ void attend(const Item& item, const Shape& shape, const T* query, int64_t head_s
       std::copy_n(query + g * head_stride, dim, scratch.wide.data() + g * dim);
     }
     for_head_tiles(shape.group, [&](int64_t g, auto heads) {
-      score<heads>(scratch.wide.data() + g * dim, keys, scratch.rows, lo, hi, dim,
+      score<heads>(scratch.wide.data() + g * dim, keys.codes, scratch.rows, lo, hi, dim,
                    scores + g * kSplit);
     });
   }
+  const float* key_scales = kOwnScales<C> ? scratch.key_scales : nullptr;
+  const float* value_scales = kOwnScales<C> ? scratch.value_scales : nullptr;
   for (int64_t g = 0; g < shape.group; ++g) {
     const auto [highest, total] = softmax(scores + g * kSplit, scratch.narrow.data() + g * kSplit,
-                                          lo, hi, begin, end, shape);
+                                          lo, hi, begin, end, key_scales, value_scales, shape);
     partial[g * stride] = highest;
     partial[g * stride + 1] = total;
   }
-  for_head_tiles(shape.group, [&](int64_t g, auto heads) {
-    float* out = partial + g * stride + 2;
-    if constexpr (kHasTiles<T>) {
-      if (tiles) {
-        return weigh_pairs<heads>(scratch.narrow.data() + g * kSplit, values, scratch.rows, begin,
-                                  end, dim, scratch.zeros.data(), out, stride);
-      }
+  if constexpr (kHasTiles<T>) {
+    if (tiles) {
+      const auto found = rows_of(values, lo, hi, dim, scratch);
+      return for_head_tiles(shape.group, [&](int64_t g, auto heads) {
+        weigh_pairs<heads>(scratch.narrow.data() + g * kSplit, found.first, found.second, begin,
+                           end, dim, scratch.zeros.data(), partial + g * stride + 2, stride);
+      });
     }
-    weigh<heads>(scores + g * kSplit, values, scratch.rows, begin, end, dim, out, stride);
+  }
+  for_head_tiles(shape.group, [&](int64_t g, auto heads) {
+    weigh<heads>(scores + g * kSplit, values.codes, scratch.rows, begin, end, dim,
+                 partial + g * stride + 2, stride);
   });
 }
 
@@ -298,7 +357,7 @@ void merge(const float* partials, int64_t splits, const Shape& shape, T* out) {
       Vec value(0);
       for (int64_t s = 0; s < splits; ++s) {
         const float* part = head + s * shape.partial();
-        const Vec share(std::exp(part[0] - highest) / total);
+        const Vec share(std::exp(part[0] - highest) / total * shape.value_scale);
         value = at::vec::fmadd(share, read(part + 2 + i, count), value);
       }
       write(out + g * shape.dim + i, value, count);
@@ -339,9 +398,9 @@ inline std::vector<Item> plan(const Tensor& block_tables, const Tensor& context_
 inline Tensor paged_decode(const Tensor& query, const Tensor& key_cache,
                            const Tensor& value_cache, const Tensor& block_tables,
                            const Tensor& context_lens, double scale, int64_t window,
-                           double softcap) {
+                           double softcap, const Scales& key_scales, const Scales& value_scales) {
   check_rows(query, "query", 3);
-  check_cache(key_cache, value_cache, query);
+  check_cache(key_cache, value_cache, key_scales, value_scales, query);
   const int64_t n = query.size(0), heads = query.size(1), dim = query.size(2);
   const int64_t kv_heads = key_cache.size(1);
   TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0 && key_cache.size(3) == dim, "query of ", heads,
@@ -351,7 +410,9 @@ inline Tensor paged_decode(const Tensor& query, const Tensor& key_cache,
               "block_tables must be a contiguous int32 [", n, ", max_blocks]");
   check_vector(context_lens, "context_lens", n, at::kInt);
   const int64_t block_size = key_cache.size(2);
-  const Shape shape{kv_heads, heads / kv_heads, dim, block_size, float(scale), float(softcap)};
+  const Shape shape{kv_heads, heads / kv_heads, dim, block_size,
+                    float(scale) * shared_scale(key_cache, key_scales), float(softcap),
+                    shared_scale(value_cache, value_scales)};
   const std::vector<Item> items =
       plan(block_tables, context_lens, key_cache.size(0), shape, window);
   Tensor out = at::empty({n, heads, dim}, query.options());
@@ -361,27 +422,31 @@ inline Tensor paged_decode(const Tensor& query, const Tensor& key_cache,
                 *lengths = context_lens.const_data_ptr<int32_t>();
   by_dtype(query, [&](auto zero) {
     using T = decltype(zero);
-    const T *q = query.const_data_ptr<T>(), *keys = key_cache.const_data_ptr<T>();
-    const T* values = value_cache.const_data_ptr<T>();
+    const T* q = query.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
     for (int64_t i = 0; i < n; ++i) {
       if (lengths[i] == 0) std::fill_n(to + i * heads * dim, heads * dim, T(0));
     }
-    std::atomic<int64_t> next{0};  // contexts differ in length, so threads take items as they go
-    const int64_t count = items.size();
-    at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-      Scratch<T> scratch(shape);
-      for (int64_t i = next++; i < count; i = next++) {
-        const Item& item = items[i];
-        const int64_t head = item.kv_head * shape.group;
-        attend(item, shape, q + item.sequence * query.stride(0) + head * query.stride(1),
-               query.stride(1), keys, values, tables + item.sequence * block_tables.size(1),
-               scratch, partials.get() + i * shape.partial());
-        if (++finished[item.first] == item.splits) {
-          merge(partials.get() + item.first * shape.partial(), item.splits, shape,
-                to + (item.sequence * heads + head) * dim);
+    by_element<T>(key_cache, [&](auto element) {
+      using C = decltype(element);
+      const auto keys = cache_of<C>(key_cache, key_scales);
+      const auto values = cache_of<C>(value_cache, value_scales);
+      std::atomic<int64_t> next{0};  // contexts differ in length, so threads take items as they go
+      const int64_t count = items.size(), threads = at::get_num_threads();
+      at::parallel_for(0, std::min(count, threads), 1, [&](int64_t, int64_t) {
+        Scratch<T> scratch(shape, kCoded<C>);
+        for (int64_t i = next++; i < count; i = next++) {
+          const Item& item = items[i];
+          const int64_t head = item.kv_head * shape.group;
+          attend(item, shape, q + item.sequence * query.stride(0) + head * query.stride(1),
+                 query.stride(1), keys, values, tables + item.sequence * block_tables.size(1),
+                 scratch, partials.get() + i * shape.partial());
+          if (++finished[item.first] == item.splits) {
+            merge(partials.get() + item.first * shape.partial(), item.splits, shape,
+                  to + (item.sequence * heads + head) * dim);
+          }
         }
-      }
+      });
     });
   });
   return out;

@@ -139,13 +139,4 @@ inline void check_vector(const Tensor& t, const char* name, int64_t size, at::Sc
               t.scalar_type(), " of shape ", t.sizes());
 }
 
-inline void check_cache(const Tensor& key_cache, const Tensor& value_cache, const Tensor& like) {
-  TORCH_CHECK(key_cache.is_contiguous() && value_cache.is_contiguous() && key_cache.dim() == 4 &&
-                  key_cache.sizes() == value_cache.sizes(),
-              "key_cache and value_cache must be contiguous and of one shape [blocks, kv_heads, "
-              "block_size, head_dim]");
-  check_like(key_cache, "key_cache", like);
-  check_like(value_cache, "value_cache", like);
-}
-
 }  // namespace serving_cpu

@@ -1,11 +1,10 @@
 """`x @ weight.T + bias` for weights that never change: plain, or pre-packed by oneDNN.
 
-Chosen once per device and dtype by `matmul_factory()`; used by `layers/linear.py`. Pre-packing
+Chosen by `matmul_choice.py`; used by `layers/linear.py`. Pre-packing
 halves the time of a bf16 decode step on CPU (weights stream in the order the kernel reads them)
 and gives the same bits as `F.linear`.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -60,16 +59,3 @@ def padded_rows(rows: int) -> int:
     else:
         step = max(16, 1 << (rows.bit_length() - 6))
     return -(-rows // step) * step
-
-
-def matmul_factory(
-    device: torch.device, dtype: torch.dtype
-) -> Callable[[torch.Tensor, torch.Tensor | None], Matmul]:
-    """Class of the fastest `Matmul` that this device runs for this dtype."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return PlainMatmul
-    try:
-        PackedMatmul(torch.zeros(16, 16, dtype=dtype), None)(torch.zeros(1, 16, dtype=dtype))
-    except RuntimeError:  # e.g. float16 on a CPU without instructions for it
-        return PlainMatmul
-    return PackedMatmul

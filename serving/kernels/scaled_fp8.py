@@ -4,6 +4,8 @@ Chosen by `coded_matmul.py` before `triton_coded.py`, which is more exact and sl
 An activation keeps three bits of its mantissa, so a result deviates by a few percent of its size.
 """
 
+from typing import ClassVar
+
 import torch
 
 from serving.kernels.codebooks import E4M3
@@ -17,6 +19,8 @@ SIZE_MULTIPLE = 16  # of both sizes of the weight, for cuBLAS and CUTLASS
 
 class ScaledFp8Matmul:
     """`torch._scaled_mm` with one scale per row of the activations and one per output."""
+
+    name: ClassVar[str] = "scaled fp8"
 
     @classmethod
     def reason_not(

@@ -1,7 +1,7 @@
 """Paged attention in plain torch, on any device: gather, mask, scaled dot product.
 
-Called by `torch_ops.py` and `layers/latent_attention.py`. KV caches are [blocks, kv_heads,
-block_size, head_dim]; keys and values may have different head sizes.
+Called by `torch_ops.py` and `layers/latent_attention.py`. Keys and values may have different head
+sizes; how they are stored is the business of `kv_format.py`.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
+from serving.kernels.kv_format import CachedVectors, KvLayer
 
 
 @dataclass(frozen=True)
@@ -22,28 +23,28 @@ class ScoreRule:
     slopes: torch.Tensor | None = None  # float32 [heads] of linear biases: slope * (key - query)
 
 
-def write(rows: torch.Tensor, cache: torch.Tensor, batch: AttentionBatch) -> None:
-    """Put [tokens, kv_heads, dim] into the slots of the step."""
-    block_size = cache.shape[2]
-    slots = batch.slots[: batch.num_tokens]
-    cache[slots // block_size, :, slots % block_size] = rows[: batch.num_tokens]
+def write(rows: torch.Tensor, cache: CachedVectors, batch: AttentionBatch) -> None:
+    """Put [tokens, kv_heads, dim] into the step's slots; they become what is read from there."""
+    cache.store(rows[: batch.num_tokens], batch.slots[: batch.num_tokens])
 
 
 def attend_chunk(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    kv: KvLayer,
     batch: AttentionBatch,
     chunk: PrefillChunk,
     rule: ScoreRule,
 ) -> torch.Tensor:
-    """A prompt chunk over its sequence: the flat [tokens, heads, dim] in, its own rows out."""
+    """A prompt chunk over its sequence: the flat [tokens, heads, dim] in, its own rows out.
+
+    `key` and `value` are as `write()` left them.
+    """
     own = slice(chunk.start, chunk.stop)
     if chunk.cached_len:
-        keys = _gather(key_cache, chunk.blocks, chunk.context_len)
-        values = _gather(value_cache, chunk.blocks, chunk.context_len)
+        keys = _gather(kv.keys, chunk.blocks, chunk.context_len, query.dtype)
+        values = _gather(kv.values, chunk.blocks, chunk.context_len, query.dtype)
     else:
         keys, values = key[own].transpose(0, 1), value[own].transpose(0, 1)
     mask = _chunk_mask(batch, chunk, rule, query.dtype)
@@ -66,18 +67,17 @@ def attend_chunk(
 
 def attend_decodes(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    kv: KvLayer,
     batch: AttentionBatch,
     rule: ScoreRule,
 ) -> torch.Tensor:
     """One query per sequence: [n, heads, dim]. Heads of one KV head share one matmul."""
     rows, heads, dim = query.shape
-    kv_heads = key_cache.shape[1]
     tables = batch.block_tables.long()
-    keys = key_cache[tables].transpose(1, 2).reshape(rows, kv_heads, -1, dim)
-    values = value_cache[tables].transpose(1, 2)
-    values = values.reshape(rows, kv_heads, -1, value_cache.shape[3])
+    keys, values = (
+        one.load(tables, query.dtype).transpose(1, 2).flatten(2, 3) for one in (kv.keys, kv.values)
+    )
+    kv_heads = keys.shape[1]
     grouped = query.reshape(rows, kv_heads, heads // kv_heads, dim)
     mask = _decode_mask(batch, keys.shape[2], kv_heads, rule, query.dtype)
     if rule.soft_cap:
@@ -106,10 +106,11 @@ def _capped(
     return (scores + mask).softmax(-1).to(value.dtype) @ value
 
 
-def _gather(cache: torch.Tensor, blocks: torch.Tensor, length: int) -> torch.Tensor:
+def _gather(
+    cache: CachedVectors, blocks: torch.Tensor, length: int, dtype: torch.dtype
+) -> torch.Tensor:
     """[kv_heads, length, head_dim] of one sequence."""
-    picked = cache[blocks].transpose(0, 1)
-    return picked.reshape(picked.shape[0], -1, cache.shape[3])[:, :length]
+    return cache.load(blocks, dtype).transpose(0, 1).flatten(1, 2)[:, :length]
 
 
 def _chunk_mask(

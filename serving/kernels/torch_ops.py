@@ -1,8 +1,7 @@
 """The model's elementwise and attention operations in plain torch: always present, any device.
 
 `compiled_ops.py` replaces some of them on CPU; `dispatch.py` chooses. Called by
-`models/decoder.py` and `layers/attention.py`. KV caches are [blocks, kv_heads, block_size,
-head_dim].
+`models/decoder.py` and `layers/attention.py`. How keys and values are stored: `kv_format.py`.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 
 from serving.kernels import selective_scan, torch_attention
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import KvLayer
 from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 
@@ -45,6 +45,7 @@ class TorchOps:
     """Every operation of a decoder layer that is not a matrix multiplication with weights."""
 
     name = "torch"
+    compiled = False  # whether the compiled CPU operations are there
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMS norm over the last dimension, computed in float32."""
@@ -70,38 +71,35 @@ class TorchOps:
         layout: HeadLayout,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        kv: KvLayer,
         batch: AttentionBatch,
     ) -> None:
-        """Rotate query and key in place; write key and value into their slots.
+        """Rotate query and key in place; write key and value as `write()` does.
 
         `cos`, `sin` float32 [tokens, rotated / 2]. Source: RoFormer, in rotate-half order.
         """
         query, key, _ = layout.split(qkv)
         rotate_half(query, cos, sin)
         rotate_half(key, cos, sin)
-        self.write(qkv, layout, key_cache, value_cache, batch)
+        self.write(qkv, layout, kv, batch)
 
     def write(
         self,
         qkv: torch.Tensor,
         layout: HeadLayout,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        kv: KvLayer,
         batch: AttentionBatch,
     ) -> None:
-        """Write key and value into their slots, without a rotation."""
+        """Write key and value into their slots; in `qkv` they become what is read from there."""
         _, key, value = layout.split(qkv)
-        torch_attention.write(key, key_cache, batch)
-        torch_attention.write(value, value_cache, batch)
+        torch_attention.write(key, kv.keys, batch)
+        torch_attention.write(value, kv.values, batch)
 
     def attention(
         self,
         qkv: torch.Tensor,
         layout: HeadLayout,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        kv: KvLayer,
         batch: AttentionBatch,
         rule: ScoreRule,
     ) -> torch.Tensor:
@@ -111,24 +109,23 @@ class TorchOps:
         output[batch.num_tokens :] = 0
         if batch.num_decodes:
             output[: batch.num_decodes] = self.decode_attention(
-                query[: batch.num_decodes], key_cache, value_cache, batch, rule
+                query[: batch.num_decodes], kv, batch, rule
             )
         for chunk in batch.chunks:
             output[chunk.start : chunk.stop] = torch_attention.attend_chunk(
-                query, key, value, key_cache, value_cache, batch, chunk, rule
+                query, key, value, kv, batch, chunk, rule
             )
         return output.view(qkv.shape[0], -1)
 
     def decode_attention(
         self,
         query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        kv: KvLayer,
         batch: AttentionBatch,
         rule: ScoreRule,
     ) -> torch.Tensor:
         """One query per sequence: [n, heads, dim]."""
-        return torch_attention.attend_decodes(query, key_cache, value_cache, batch, rule)
+        return torch_attention.attend_decodes(query, kv, batch, rule)
 
     def selective_scan(
         self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch

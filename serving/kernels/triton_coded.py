@@ -26,6 +26,8 @@ SUM_SIZE = 1024  # numbers that a program of `_sum_kernel` makes
 class TritonCodedMatmul:
     """Weight-only: products of the activations and the decoded weights."""
 
+    name: ClassVar[str] = "triton"
+
     @classmethod
     def reason_not(
         cls, weight: CodedWeight, dtype: torch.dtype, device: torch.device

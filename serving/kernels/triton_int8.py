@@ -4,6 +4,8 @@ Chosen by `coded_matmul.py` for weights that say so (W8A8; LLM.int8() without it
 are int32, so exact, whoever computes them: cuBLAS, or triton for the shapes that cuBLAS refuses.
 """
 
+from typing import ClassVar
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,8 @@ SCALE_SIZE = 1024  # numbers that a program of `_scale_kernel` makes
 
 class TritonInt8Matmul:
     """int8 x int8 to int32, scaled by one number per row and one per output."""
+
+    name: ClassVar[str] = "triton int8"
 
     @classmethod
     def reason_not(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 from serving.layers.linear import ColumnLinear, RowLinear
@@ -17,14 +18,6 @@ from serving.layers.norm import Norm
 from serving.layers.parallel import ShardContext
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin of the step's tokens
-
-
-@dataclass(frozen=True)
-class KvLayer:
-    """KV cache of one layer, each [blocks, kv_heads, block_size, head_dim]."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -83,8 +76,8 @@ class Attention:
             self.norms.apply(query, self.norms.query)
             self.norms.apply(key, self.norms.key)
         if rotary is None:
-            self.ops.write(qkv, self.layout, kv.keys, kv.values, batch)
+            self.ops.write(qkv, self.layout, kv, batch)
         else:
-            self.ops.rope_and_write(qkv, self.layout, *rotary, kv.keys, kv.values, batch)
-        context = self.ops.attention(qkv, self.layout, kv.keys, kv.values, batch, self.rule)
+            self.ops.rope_and_write(qkv, self.layout, *rotary, kv, batch)
+        context = self.ops.attention(qkv, self.layout, kv, batch, self.rule)
         return self.out(context)

@@ -6,6 +6,7 @@ Used by `models/decoder.py`. Shards are padded to equal width, so that any vocab
 import torch
 import torch.nn.functional as F
 
+from serving.kernels.coded_weight import CodedWeight, Weight
 from serving.layers.linear import MatmulFactory, TensorSource
 from serving.layers.parallel import ShardContext
 
@@ -42,7 +43,7 @@ class Head:
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        weight: Weight,
         bias: torch.Tensor | None,
         vocab_size: int,
         shard: ShardContext,
@@ -50,9 +51,9 @@ class Head:
     ) -> None:
         """`weight`, `bias`: this rank's rows of the vocabulary, [rows, hidden] and [rows]."""
         _, _, width = vocabulary_range(vocab_size, shard)
-        padding = width - weight.shape[0]
+        padding = width - (weight.outputs if isinstance(weight, CodedWeight) else weight.shape[0])
         if padding:
-            weight = F.pad(weight, (0, 0, 0, padding))
+            weight = padded(weight, padding)
             bias = None if bias is None else F.pad(bias, (0, padding))
         self._matmul = matmul(weight, bias)
         self._vocab_size = vocab_size
@@ -61,3 +62,12 @@ class Head:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, hidden] to [rows, vocab_size]."""
         return self._shard.all_gather_last(self._matmul(hidden))[:, : self._vocab_size]
+
+
+def padded(weight: Weight, rows: int) -> Weight:
+    """The matrix with so many rows more, which nobody reads."""
+
+    def pad(part: torch.Tensor) -> torch.Tensor:
+        return F.pad(part, (0, 0, 0, rows))
+
+    return weight.map_rows(pad) if isinstance(weight, CodedWeight) else pad(weight)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from serving.kernels import torch_attention
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
-from serving.layers.attention import KvLayer
 from serving.layers.linear import ColumnLinear, RowLinear
 from serving.layers.relative_bias import RelativeBias, SequenceBias
 
@@ -88,7 +88,7 @@ class DecoderAttention:
     ) -> torch.Tensor:
         """[tokens, hidden] to the same shape; writes keys and values into the slots of `batch`."""
         qkv = self.qkv(x)
-        self.ops.write(qkv, self.layout, kv.keys, kv.values, batch)
+        self.ops.write(qkv, self.layout, kv, batch)
         query, key, value = self.layout.split(qkv)
         result = torch.zeros_like(query)
         if decodes.count:
@@ -114,7 +114,7 @@ class CrossAttention:
     def encode(self, encoded: torch.Tensor, kv: KvLayer, batch: AttentionBatch) -> torch.Tensor:
         """Keys and values [2, tokens, heads, dim] of the encoder's output [tokens, hidden].
 
-        Writes them into the slots of `batch`.
+        Writes them into the slots of `batch`; they are what is read from there.
         """
         rows = self.key_value(encoded)
         key, value = rows.view(rows.shape[0], 2, self.heads, -1).unbind(1)
@@ -136,7 +136,7 @@ class CrossAttention:
         result = torch.zeros_like(query)
         if decodes.count:
             result[: decodes.count] = self.ops.decode_attention(
-                query[: decodes.count], kv.keys, kv.values, decodes.cross, UNSCALED
+                query[: decodes.count], kv, decodes.cross, UNSCALED
             )
         if encoded is not None:
             key, value = encoded
@@ -173,9 +173,9 @@ def _attend_blocks(
     query: torch.Tensor, kv: KvLayer, blocks: torch.Tensor, biases: torch.Tensor
 ) -> torch.Tensor:
     """One query per row, [rows, heads, dim], over its `blocks` [rows, blocks] of the pool."""
-    rows, heads, dim = query.shape
-    keys = kv.keys[blocks].transpose(1, 2).reshape(rows, heads, -1, dim)
-    values = kv.values[blocks].transpose(1, 2).reshape(rows, heads, -1, dim)
+    keys, values = (
+        one.load(blocks, query.dtype).transpose(1, 2).flatten(2, 3) for one in (kv.keys, kv.values)
+    )
     result = F.scaled_dot_product_attention(
         query.unsqueeze(2), keys, values, attn_mask=biases, scale=1.0
     )

@@ -12,9 +12,10 @@ import torch
 
 from serving.kernels import torch_attention
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import CachedVectors, KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import rotate_half
-from serving.layers.attention import KvLayer, Rotary
+from serving.layers.attention import Rotary
 from serving.layers.linear import ColumnLinear, RowLinear
 from serving.layers.norm import Norm
 
@@ -66,19 +67,19 @@ class LatentAttention:
         self,
         query: torch.Tensor,
         key: torch.Tensor,
-        cache: torch.Tensor,
+        cache: CachedVectors,
         rank: int,
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """[tokens, heads, rank]: mixtures of latent vectors."""
-        values = cache[..., :rank]
+        kv = KvLayer(cache, cache.leading(rank))
         latent = query.new_zeros(*query.shape[:2], rank)
         if batch.num_decodes:
             latent[: batch.num_decodes] = torch_attention.attend_decodes(
-                query[: batch.num_decodes], cache, values, batch, self.rule
+                query[: batch.num_decodes], kv, batch, self.rule
             )
         for chunk in batch.chunks:
             latent[chunk.start : chunk.stop] = torch_attention.attend_chunk(
-                query, key, key[..., :rank], cache, values, batch, chunk, self.rule
+                query, key, key[..., :rank], kv, batch, chunk, self.rule
             )
         return latent

@@ -1,8 +1,9 @@
 """Linear layers split over ranks, and where their weights come from.
 
 A layer is built from `Part`s: which rows of which checkpoint tensors this rank needs, and in which
-order, so that fused tensors and shards are the same thing to the loader. The multiplication itself
-is a `Matmul` of `kernels/matmul.py`. Called by `models/blocks.py`.
+order, so that fused tensors and shards are the same thing to the loader. Weights are plain tensors
+or quantized ones (`kernels/coded_weight.py`); the multiplication itself is a `Matmul` of
+`kernels/matmul.py`. Called by `models/block_loader.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Protocol
 
 import torch
 
+from serving.kernels.coded_weight import CodedWeight, Weight, can_join, join
 from serving.kernels.matmul import Matmul
 from serving.layers.parallel import ShardContext
 
-MatmulFactory = Callable[[torch.Tensor, torch.Tensor | None], Matmul]
+MatmulFactory = Callable[[Weight, torch.Tensor | None], Matmul]
 
 
 class TensorSource(Protocol):
@@ -28,6 +30,17 @@ class TensorSource(Protocol):
 
     def columns(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Columns [start, stop) of a matrix."""
+
+    def matrix_rows(self, module: str, start: int, stop: int, transposed: bool = False) -> Weight:
+        """Output rows [start, stop) of a module's matrix; `transposed`: stored as [in, out]."""
+
+    def matrix_columns(
+        self, module: str, start: int, stop: int, transposed: bool = False
+    ) -> Weight:
+        """The same for its inputs."""
+
+    def quantized(self, module: str, weight: Weight) -> Weight:
+        """The matrix as it is kept: quantized now, where plain ones are to be."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +69,22 @@ class Part:
     ranges: tuple[tuple[int, int], ...]
     pairs: RotaryPairs | None = None
 
-    def read(self, source: TensorSource, kind: str, transposed: bool = False) -> torch.Tensor:
-        """The rows of its `kind`, "weight" or "bias"; `transposed`: stored as [in, out]."""
-        read = source.columns if transposed else source.rows
-        pieces = [read(f"{self.name}.{kind}", *one) for one in self.ranges]
-        if transposed:
-            pieces = [piece.T for piece in pieces]
-        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    def weight(self, source: TensorSource, transposed: bool = False) -> Weight:
+        """The rows of its matrix; `transposed`: stored as [in, out]."""
+        rows = join([source.matrix_rows(self.name, *one, transposed) for one in self.ranges])
+        return source.quantized(self.name, self._in_halves(rows))
+
+    def bias(self, source: TensorSource) -> torch.Tensor:
+        """The rows of its bias."""
+        rows = torch.cat([source.rows(f"{self.name}.bias", *one) for one in self.ranges])
         return rows if self.pairs is None else self.pairs.in_halves(rows)
+
+    def _in_halves(self, rows: Weight) -> Weight:
+        if self.pairs is None:
+            return rows
+        if isinstance(rows, CodedWeight):
+            return rows.map_rows(self.pairs.in_halves)
+        return self.pairs.in_halves(rows)
 
 
 class ColumnLinear:
@@ -77,9 +98,9 @@ class ColumnLinear:
         matmul: MatmulFactory,
         transposed: bool = False,
     ) -> None:
-        weight = _joined([part.read(source, "weight", transposed) for part in parts])
-        offset = _joined([part.read(source, "bias") for part in parts]) if bias else None
-        self._matmul = matmul(weight, offset)
+        weights = [part.weight(source, transposed) for part in parts]
+        offsets = [part.bias(source) for part in parts] if bias else [None] * len(parts)
+        self._matmul = stacked_matmul(weights, offsets, matmul)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in] to [tokens, out of this rank]."""
@@ -100,11 +121,10 @@ class RowLinear:
         matmul: MatmulFactory,
         transposed: bool = False,
     ) -> None:
-        read = source.rows if transposed else source.columns
-        weight = read(f"{name}.weight", *inputs)
+        weight = source.quantized(name, source.matrix_columns(name, *inputs, transposed))
         # Only one rank may add the bias, or the sum over ranks would hold it `size` times.
         offset = source.rows(f"{name}.bias", 0, outputs) if bias and shard.rank == 0 else None
-        self._matmul = matmul(weight.T if transposed else weight, offset)
+        self._matmul = matmul(weight, offset)
         self._shard = shard
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -112,5 +132,26 @@ class RowLinear:
         return self._shard.all_reduce(self._matmul(x))
 
 
-def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+def stacked_matmul(
+    weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], matmul: MatmulFactory
+) -> Matmul:
+    """One multiplication with matrices of the same inputs, one upon the other.
+
+    Matrices that cannot be one (some of a layer quantized, others not; groups of other inputs) are
+    multiplied with one after the other.
+    """
+    if can_join(weights):
+        given = [one for one in biases if one is not None]
+        return matmul(join(weights), torch.cat(given) if given else None)
+    return SeparateMatmuls([matmul(*pair) for pair in zip(weights, biases, strict=True)])
+
+
+@dataclass(frozen=True)
+class SeparateMatmuls:
+    """Several multiplications of the same rows, their results beside each other."""
+
+    matmuls: Sequence[Matmul]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[tokens, in] to [tokens, all outputs]."""
+        return torch.cat([matmul(x) for matmul in self.matmuls], dim=-1)

@@ -5,13 +5,14 @@ intermediate dimension of every expert is split over ranks; the router is whole 
 Assembled by `models/blocks.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 
+from serving.kernels.matmul import Matmul
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.mlp import GatedMlp, PlainMlp
 from serving.layers.parallel import ShardContext
@@ -93,13 +94,53 @@ class SharedExpert:
         return result if self.gate is None else F.linear(x, self.gate).sigmoid() * result
 
 
+class Experts(Protocol):
+    """One matrix of every expert."""
+
+    def __call__(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """[tokens, in], sorted by expert, to [tokens, out]; `ends`: where rows of each end."""
+
+
+@dataclass(frozen=True)
+class GroupedExperts:
+    """Plain matrices, multiplied with at once."""
+
+    weight: torch.Tensor  # [experts, out, in]
+
+    def __call__(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """See `Experts`. torch's grouped matmul wants aligned rows; others run one by one."""
+        _, outputs, inputs = self.weight.shape
+        sizes = (outputs, inputs)
+        if all(size * rows.element_size() % ALIGNMENT == 0 for size in sizes):
+            return F.grouped_mm(rows, self.weight.transpose(1, 2), offs=ends.to(torch.int32))
+        parts = rows.tensor_split(ends[:-1].tolist())
+        return torch.cat([
+            part @ weight.T for part, weight in zip(parts, self.weight.unbind(), strict=True)
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SeparateExperts:
+    """Quantized matrices, each multiplied with the rows of its expert."""
+
+    matmuls: Sequence[Matmul]
+
+    def __call__(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """See `Experts`."""
+        parts = rows.tensor_split(ends[:-1].tolist())
+        return torch.cat([
+            matmul(part) for matmul, part in zip(self.matmuls, parts, strict=True) if len(part)
+        ])  # fmt: skip
+
+
 @dataclass(frozen=True)
 class MoeMlp:
     """The experts of one layer on one rank."""
 
     router: Router
-    gate_up: torch.Tensor  # [experts, 2 * intermediate, hidden]
-    down: torch.Tensor  # [experts, hidden, intermediate]
+    num_experts: int
+    gate_up: Experts  # [2 * intermediate, hidden] each
+    down: Experts  # [hidden, intermediate] each
     shared: SharedExpert | None
     activation: str
     ops: TorchOps
@@ -109,35 +150,13 @@ class MoeMlp:
         """[tokens, hidden] to [tokens, hidden]."""
         experts, weights = self.router(x)
         chosen, order = experts.flatten().sort(stable=True)
-        numbers = torch.arange(len(self.down), device=x.device)
-        matmul = grouped_matmul(self.gate_up, torch.searchsorted(chosen, numbers, right=True))
+        numbers = torch.arange(self.num_experts, device=x.device)
+        ends = torch.searchsorted(chosen, numbers, right=True)
         rows = x[order // experts.shape[1]]
-        inner = self.ops.gated(matmul(rows, self.gate_up), self.activation)
+        inner = self.ops.gated(self.gate_up(rows, ends), self.activation)
         outer = torch.empty_like(rows)
-        outer[order] = matmul(inner, self.down)  # back in the order of the tokens
+        outer[order] = self.down(inner, ends)  # back in the order of the tokens
         # [tokens, chosen, hidden]; a sum in place would depend on the order on a GPU.
         result = (outer.view(*experts.shape, -1) * weights.unsqueeze(-1).to(x.dtype)).sum(1)
         result = self.shard.all_reduce(result)
         return result if self.shared is None else result + self.shared(x)
-
-
-def grouped_matmul(
-    example: torch.Tensor, ends: torch.Tensor
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A function of rows [tokens, in], sorted by expert, and weights [experts, out, in].
-
-    `ends`: where the rows of each expert end. torch's grouped matmul wants aligned rows; sizes
-    that are not (of tiny models) run expert by expert.
-    """
-    sizes = (example.shape[1] // 2, example.shape[1], example.shape[2])
-    if all(size * example.element_size() % ALIGNMENT == 0 for size in sizes):
-        offsets = ends.to(torch.int32)
-        return lambda rows, weights: F.grouped_mm(rows, weights.transpose(1, 2), offs=offsets)
-    return lambda rows, weights: torch.cat(
-        [
-            part @ weight.T
-            for part, weight in zip(
-                rows.tensor_split(ends[:-1].tolist()), weights.unbind(), strict=True
-            )
-        ]
-    )

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
-from serving.layers.attention import Attention, KvLayer, Rotary
+from serving.kernels.kv_format import KvLayer
+from serving.layers.attention import Attention, Rotary
 from serving.layers.latent_attention import LatentAttention
 from serving.layers.mlp import GatedMlp, PlainMlp
 from serving.layers.moe import MoeMlp

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from serving.kernels.attention_batch import AttentionBatch
-from serving.layers.attention import KvLayer, Rotary, head_ranges
+from serving.kernels.coded_weight import Weight, as_tensor
+from serving.kernels.kv_format import KvLayer
+from serving.layers.attention import Rotary, head_ranges
 from serving.layers.embedding import Embedding, Head, vocabulary_range
 from serving.layers.norm import NoNorm, Norm
 from serving.layers.parallel import ShardContext
@@ -98,11 +100,13 @@ class OutputHead:
         )
         self._spec = spec.head
         start, stop, _ = vocabulary_range(spec.vocab_size, context.shard)
-        weight = embedding.weight
+        weight: Weight = embedding.weight
         if not self._spec.tied:
-            weight = source.rows(f"{names.head}.weight", start, stop)
+            weight = source.matrix_rows(names.head, start, stop)
+        elif source.is_quantized(names.embedding):
+            weight = source.matrix_rows(names.embedding, start, stop)
         if self._spec.normalised:
-            weight = F.normalize(weight)
+            weight = F.normalize(as_tensor(weight, embedding.weight.dtype))
         bias = source.rows(f"{names.head}.bias", start, stop) if self._spec.bias else None
         self._head = Head(weight, bias, spec.vocab_size, context.shard, context.matmul)
 

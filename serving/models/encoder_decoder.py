@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
-from serving.layers.attention import KvLayer
+from serving.kernels.kv_format import KvLayer
 from serving.layers.encoder_decoder_attention import (
     CrossAttention,
     DecoderAttention,
@@ -85,7 +85,7 @@ class EncoderDecoder:
         Only the decoder's tokens have any: the rows of the encoder's are zeros. Writes the keys and
         values of both kinds into `kv`, one entry for each decoder layer.
         """
-        block_size = kv[0].keys.shape[2]
+        block_size = kv[0].keys.block_size
         step = make_step(batch, self._start_tokens, block_size, self._padded_rows)
         encoded = self._encode(token_ids[step.encoder.flat], step) if step.spans else None
         decoded = self._decode(token_ids[step.decoder.flat], encoded, kv, step)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 from serving.layers.embedding import Embedding, Head, vocabulary_range
 from serving.layers.encoder_decoder_attention import (
@@ -15,7 +16,7 @@ from serving.layers.encoder_decoder_attention import (
     DecoderAttention,
     EncoderAttention,
 )
-from serving.layers.linear import ColumnLinear, MatmulFactory, Part, RowLinear
+from serving.layers.linear import ColumnLinear, Part, RowLinear
 from serving.layers.mlp import GatedMlp, PlainMlp
 from serving.layers.norm import RmsNorm
 from serving.layers.parallel import ShardContext
@@ -30,7 +31,7 @@ class Precision:
 
     dtype: torch.dtype
     source: Checkpoint
-    matmul: MatmulFactory
+    matmul: Matmuls
 
 
 @dataclass(frozen=True)

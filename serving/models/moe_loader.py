@@ -1,15 +1,25 @@
 """Reads a mixture of experts as its spec says, only this rank's share of every expert.
 
 Runs in an engine rank, called by `block_loader.py`. Comes in: spec, names, checkpoint. Goes out: a
-`MoeMlp` of `layers/moe.py` whose experts lie in two tensors, as grouped matmuls want them.
+`MoeMlp` of `layers/moe.py` whose experts lie in two tensors, as grouped matmuls want them; those of
+quantized experts stay by themselves.
 """
 
 from collections.abc import Callable
 
 import torch
 
+from serving.kernels.coded_weight import Weight, join
+from serving.layers.linear import stacked_matmul
 from serving.layers.mlp import GatedMlp, PlainMlp
-from serving.layers.moe import MoeMlp, Router, SharedExpert
+from serving.layers.moe import (
+    Experts,
+    GroupedExperts,
+    MoeMlp,
+    Router,
+    SeparateExperts,
+    SharedExpert,
+)
 from serving.models.load_context import LoadContext
 from serving.models.spec import MoeSpec
 
@@ -18,11 +28,10 @@ def load_moe(
     context: LoadContext, i: int, spec: MoeSpec, shared: GatedMlp | PlainMlp | None
 ) -> MoeMlp:
     """The experts of layer `i`; `shared`: the network that every token passes."""
-    gate_up, down = _experts(context, i, spec)
     return MoeMlp(
         _router(context, i, spec),
-        gate_up,
-        down,
+        spec.experts,
+        *_experts(context, i, spec),
         _shared(context, i, spec, shared),
         spec.expert.activation,
         context.ops,
@@ -62,27 +71,49 @@ def _shared(
     return SharedExpert(mlp, gate)
 
 
-def _experts(context: LoadContext, i: int, spec: MoeSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """[experts, 2 * intermediate, hidden] and [experts, hidden, intermediate] of this rank."""
+def _experts(context: LoadContext, i: int, spec: MoeSpec) -> tuple[Experts, Experts]:
+    """[2 * intermediate, hidden] and [hidden, intermediate] of each expert, on this rank."""
     names, source, width = context.names, context.source, spec.expert.intermediate
     start, stop = context.shard.share(width, "intermediate size of an expert")
 
-    def rows(stacked: str, own: str, e: int) -> torch.Tensor:
+    def rows(stacked: str, own: str, e: int) -> Weight:
         """This rank's rows [intermediate, hidden] of one expert."""
         if stacked:
-            return source.rows(stacked.format(i=i), e * width + start, e * width + stop)
-        return source.rows(f"{own.format(i=i, e=e)}.weight", start, stop)
+            name = stacked.format(i=i)
+            return source.quantized(name, source.rows(name, e * width + start, e * width + stop))
+        module = own.format(i=i, e=e)
+        return source.quantized(module, source.matrix_rows(module, start, stop))
 
-    def gate_up(e: int) -> torch.Tensor:
+    def gate_up(e: int) -> list[Weight]:
         gate = rows(names.stacked_gate, names.expert_gate, e)
-        return torch.cat([gate, rows(names.stacked_up, names.expert_up, e)])
+        return [gate, rows(names.stacked_up, names.expert_up, e)]
 
-    def down(e: int) -> torch.Tensor:
+    def down(e: int) -> list[Weight]:
         if names.stacked_down:
-            return rows(names.stacked_down, "", e).T
-        return source.columns(f"{names.expert_down.format(i=i, e=e)}.weight", start, stop)
+            name = names.stacked_down.format(i=i)
+            plain = source.rows(name, e * width + start, e * width + stop).T
+            return [source.quantized(name, plain)]
+        module = names.expert_down.format(i=i, e=e)
+        return [source.quantized(module, source.matrix_columns(module, start, stop))]
 
-    return _stack(spec.experts, gate_up), _stack(spec.experts, down)
+    return _load(context, spec.experts, gate_up), _load(context, spec.experts, down)
+
+
+def _load(context: LoadContext, count: int, read: Callable[[int], list[Weight]]) -> Experts:
+    """One matrix of every expert, from the parts that lie upon each other in it."""
+    first = read(0)
+    if all(isinstance(part, torch.Tensor) for part in first):
+        return GroupedExperts(_stack(count, lambda e: _plain(first if e == 0 else read(e))))
+    parts = (first if e == 0 else read(e) for e in range(count))
+    return SeparateExperts([
+        stacked_matmul(weights, [None] * len(weights), context.matmul) for weights in parts
+    ])  # fmt: skip
+
+
+def _plain(parts: list[Weight]) -> torch.Tensor:
+    matrix = join(parts)
+    assert isinstance(matrix, torch.Tensor)
+    return matrix
 
 
 def _stack(count: int, read: Callable[[int], torch.Tensor]) -> torch.Tensor:

@@ -6,15 +6,16 @@ the pool then. What the layers are like was found out at start by `attention_rec
 operations are those of every other model (`kernels/torch_ops.py`).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import CachedVectors, KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
-from serving.layers.attention import KvLayer
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PagedAttention:
     """
 
     def __init__(self, calls: list[AttentionCall], ops: TorchOps, dtype: torch.dtype) -> None:
-        """`dtype`: that of the KV pool."""
+        """`dtype`: that of the queries, keys and values that are attended to."""
         self._calls, self._ops, self._dtype = calls, ops, dtype
         self._kv: list[KvLayer] = []
         self._batch: AttentionBatch | None = None
@@ -72,10 +73,10 @@ class PagedAttention:
         layer = self._kv[self._done]
         self._done += 1
         layout = call.layout
-        keys, values = _as_laid_out(layer.keys, layout), _as_laid_out(layer.values, layout)
+        kv = KvLayer(_as_laid_out(layer.keys, layout), _as_laid_out(layer.values, layout))
         qkv = _fused(query, key, value, layout).to(self._dtype)
-        self._ops.rope_and_write(qkv, layout, self._unrotated, self._unrotated, keys, values, batch)
-        context = self._ops.attention(qkv, layout, keys, values, batch, call.rule)
+        self._ops.rope_and_write(qkv, layout, self._unrotated, self._unrotated, kv, batch)
+        context = self._ops.attention(qkv, layout, kv, batch, call.rule)
         heads = context.view(1, -1, layout.heads, layout.head_dim)
         return heads[..., : call.value_dim].to(query.dtype), None
 
@@ -95,13 +96,20 @@ def _fused(
     return torch.cat(parts, dim=1).flatten(1)
 
 
-def _as_laid_out(cache: torch.Tensor, layout: HeadLayout) -> torch.Tensor:
-    """The pool [blocks, kv_heads, size, dim] with the heads of this layer.
+def _as_laid_out(cache: CachedVectors, layout: HeadLayout) -> CachedVectors:
+    """The pool's vectors with the heads of this layer.
 
-    The pool is as large as the largest layer needs; others use the beginning of the same memory.
+    The pool has room for what any layer needs; others use the beginning of the same memory.
     """
-    blocks, kv_heads, size, head_dim = cache.shape
+    blocks, kv_heads, size, head_dim = cache.codes.shape
     if (kv_heads, head_dim) == (layout.kv_heads, layout.head_dim):
         return cache
-    own = (blocks, layout.kv_heads, size, layout.head_dim)
-    return cache.view(-1)[: blocks * size * layout.kv_heads * layout.head_dim].view(own)
+    own = (blocks, layout.kv_heads, size)
+    scales = cache.scales
+    if scales is not None and scales.dim() > 1:
+        scales = _beginning(scales, own)
+    return CachedVectors(_beginning(cache.codes, (*own, layout.head_dim)), scales)
+
+
+def _beginning(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return tensor.view(-1)[: math.prod(shape)].view(shape)

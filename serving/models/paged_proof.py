@@ -7,7 +7,7 @@ chunks and single tokens give the logits that the whole text gives without a cac
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
-from serving.layers.attention import KvLayer
+from serving.kernels.kv_format import KvLayer
 from serving.models.causal_model import CausalModel
 
 BLOCK_SIZE = 8

@@ -236,7 +236,8 @@ class WeightNames:
     latent_down: str = "model.layers.{i}.self_attn.kv_a_proj_with_mqa"
     latent_norm: str = "model.layers.{i}.self_attn.kv_a_layernorm"
     latent_up: str = "model.layers.{i}.self_attn.kv_b_proj"
-    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry
+    # Buffers that old checkpoints carry; scales that only an fp8 KV cache needs (`kv_scales.py`).
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale")
     optional_prefix: str = ""  # published with and without this in front of every name
 
 

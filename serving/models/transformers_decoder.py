@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.kv_format import CachedVectors, KvLayer
 from serving.kernels.torch_ops import TorchOps
-from serving.layers.attention import KvLayer
 from serving.models import paged_proof
 from serving.models.attention_recorder import AttentionRecorder
 from serving.models.paged_attention import AttentionCall, PagedAttention
@@ -77,7 +77,7 @@ class TransformersDecoder:
         size = (spec.kv_heads, paged_proof.BLOCK_SIZE, spec.head_dim)
         blocks = max(paged_proof.BLOCKS) + 1
         pool = expected.new_zeros(spec.layers, 2, blocks, *size, dtype=dtype)
-        kv = [KvLayer(keys, values) for keys, values in pool]
+        kv = [KvLayer(CachedVectors(keys), CachedVectors(values)) for keys, values in pool]
         found = paged_proof.deviation(self, kv, token_ids, expected)
         allowed = paged_proof.TOLERANCE[dtype]
         if found > allowed:
@@ -133,10 +133,11 @@ def _split(model: Any, output: Any) -> tuple[Any, Any]:
 
 
 def _pool_spec(calls: list[AttentionCall], vocab_size: int) -> PagedSpec:
-    """The pool has the shape of the layer that needs most; others use a part of it."""
+    """The pool has room for the layer that needs most, in heads and in all; others use a part."""
     layouts = [call.layout for call in calls]
-    largest = max(layouts, key=lambda layout: layout.kv_heads * layout.head_dim)
-    return PagedSpec(vocab_size, len(calls), largest.kv_heads, largest.head_dim)
+    kv_heads = max(layout.kv_heads for layout in layouts)
+    width = max(layout.kv_heads * layout.head_dim for layout in layouts)
+    return PagedSpec(vocab_size, len(calls), kv_heads, -(-width // kv_heads))
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from attention_scene import BLOCK, Scene
 
 from serving.kernels import cpu_ops, reference
-from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.kernels.compiled_ops import CompiledOps
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
-BLOCK = 16
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -21,50 +20,6 @@ def ops(request: pytest.FixtureRequest) -> TorchOps:
     if not loaded:
         pytest.skip(f"no compiled operations here: {loaded.reason}")
     return CompiledOps()
-
-
-class Scene:
-    """A step of three decode rows and two chunks over a filled cache, blocks in random order."""
-
-    CONTEXTS = (1, 16, 75)  # decode rows, current token included
-    CHUNKS = ((20, 0), (9, 31))  # (new tokens, tokens in the cache before)
-
-    def __init__(self, layout: HeadLayout, dtype: torch.dtype) -> None:
-        torch.manual_seed(11)
-        self.layout = layout
-        shape = (40, layout.kv_heads, BLOCK, layout.head_dim)
-        self.keys = torch.randn(shape).to(dtype)
-        self.values = torch.randn(shape).to(dtype)
-        self._free = torch.randperm(40).tolist()
-        tables = [self._blocks(n) for n in self.CONTEXTS]
-        width = max(len(table) for table in tables)
-        padded = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32)
-        positions, slots = [], []
-        for context, table in zip(self.CONTEXTS, tables, strict=True):
-            positions.append(context - 1)
-            slots.append(table[(context - 1) // BLOCK] * BLOCK + (context - 1) % BLOCK)
-        chunks, start = [], len(tables)
-        for new, cached in self.CHUNKS:
-            table = self._blocks(new + cached)
-            own = range(cached, cached + new)
-            positions += list(own)
-            slots += [table[p // BLOCK] * BLOCK + p % BLOCK for p in own]
-            chunks.append(PrefillChunk(start, start + new, new + cached, torch.tensor(table)))
-            start += new
-        self.batch = AttentionBatch(
-            start,
-            torch.tensor(positions),
-            torch.tensor(slots),
-            len(tables),
-            padded,
-            torch.tensor(self.CONTEXTS, dtype=torch.int32),
-            chunks,
-        )
-        heads = layout.heads + 2 * layout.kv_heads
-        self.qkv = torch.randn(start, heads * layout.head_dim).to(dtype)
-
-    def _blocks(self, tokens: int) -> list[int]:
-        return [self._free.pop() for _ in range(-(-tokens // BLOCK))]
 
 
 LAYOUTS = [HeadLayout(4, 2, 32), HeadLayout(14, 2, 64), HeadLayout(3, 1, 128), HeadLayout(4, 4, 16)]
@@ -85,14 +40,12 @@ def test_attention_of_a_mixed_step(
 ) -> None:
     scene = Scene(layout, dtype)
     angle = torch.rand(scene.qkv.shape[0], layout.head_dim // 2)
-    ops.rope_and_write(
-        scene.qkv, layout, angle.cos(), angle.sin(), scene.keys, scene.values, scene.batch
-    )
+    ops.rope_and_write(scene.qkv, layout, angle.cos(), angle.sin(), scene.kv, scene.batch)
     slopes = 0.5 ** torch.arange(1, layout.heads + 1) if biased else None
     rule = ScoreRule(layout.head_dim**-0.5, window, soft_cap, slopes)
-    found = ops.attention(scene.qkv, layout, scene.keys, scene.values, scene.batch, rule)
+    found = ops.attention(scene.qkv, layout, scene.kv, scene.batch, rule)
     query, _, _ = layout.split(scene.qkv)
-    expected = reference.paged_attention(query, scene.keys, scene.values, scene.batch, rule)
+    expected = reference.paged_attention(query, *scene.numbers(), scene.batch, rule)
     torch.testing.assert_close(
         found.float(), expected.flatten(1).float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
     )
@@ -103,9 +56,7 @@ def test_rope_turns_pairs_of_the_two_halves(ops: TorchOps) -> None:
     scene = Scene(layout, torch.float32)
     before = scene.qkv.clone()
     angle = torch.rand(before.shape[0], 16)
-    ops.rope_and_write(
-        scene.qkv, layout, angle.cos(), angle.sin(), scene.keys, scene.values, scene.batch
-    )
+    ops.rope_and_write(scene.qkv, layout, angle.cos(), angle.sin(), scene.kv, scene.batch)
     query, key, value = layout.split(before)
     for source, result in zip((query, key), layout.split(scene.qkv)[:2], strict=True):
         complex_source = torch.complex(source[..., :16], source[..., 16:])
@@ -117,19 +68,17 @@ def test_rope_turns_pairs_of_the_two_halves(ops: TorchOps) -> None:
 def test_keys_and_values_land_in_their_slots_and_nowhere_else(ops: TorchOps) -> None:
     layout = HeadLayout(4, 2, 32)
     scene = Scene(layout, torch.float32)
-    keys = scene.keys.clone()
+    keys = scene.kv.keys.codes.clone()
     zero = torch.zeros(scene.qkv.shape[0], 16)
-    ops.rope_and_write(
-        scene.qkv, layout, zero.cos(), zero.sin(), scene.keys, scene.values, scene.batch
-    )
+    ops.rope_and_write(scene.qkv, layout, zero.cos(), zero.sin(), scene.kv, scene.batch)
     _, key, value = layout.split(scene.qkv)
     block, offset = scene.batch.slots // BLOCK, scene.batch.slots % BLOCK
-    torch.testing.assert_close(scene.keys[block, :, offset], key)
-    torch.testing.assert_close(scene.values[block, :, offset], value)
+    torch.testing.assert_close(scene.kv.keys.codes[block, :, offset], key)
+    torch.testing.assert_close(scene.kv.values.codes[block, :, offset], value)
     untouched = torch.ones(keys.shape[0], BLOCK, dtype=torch.bool)
     untouched[block, offset] = False
     chosen = untouched[:, None, :, None].expand_as(keys)
-    assert torch.equal(scene.keys[chosen], keys[chosen])
+    assert torch.equal(scene.kv.keys.codes[chosen], keys[chosen])
 
 
 def test_rms_norm_is_that_of_torch(ops: TorchOps) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers.models.phimoe.modeling_phimoe import sparsemixer as reference_sparsemixer
 
 from serving.kernels.torch_ops import TorchOps
-from serving.layers.moe import MoeMlp, Router, sparsemixer
+from serving.layers.moe import GroupedExperts, MoeMlp, Router, sparsemixer
 from serving.layers.parallel import SINGLE
 
 EXPERTS, CHOSEN, TOKENS = 6, 2, 11
@@ -25,8 +25,9 @@ def mixture(hidden: int, inner: int, dtype: torch.dtype) -> MoeMlp:
     torch.manual_seed(0)
     return MoeMlp(
         router(torch.randn(EXPERTS, hidden)),
-        torch.randn(EXPERTS, 2 * inner, hidden).to(dtype) * hidden**-0.5,
-        torch.randn(EXPERTS, hidden, inner).to(dtype) * inner**-0.5,
+        EXPERTS,
+        GroupedExperts(torch.randn(EXPERTS, 2 * inner, hidden).to(dtype) * hidden**-0.5),
+        GroupedExperts(torch.randn(EXPERTS, hidden, inner).to(dtype) * inner**-0.5),
         None,
         "silu",
         TorchOps(),
@@ -41,8 +42,8 @@ def one_by_one(moe: MoeMlp, x: torch.Tensor) -> torch.Tensor:
     for token, row in enumerate(x.double()):
         total = torch.zeros_like(row)
         for expert, weight in zip(experts[token].tolist(), weights[token].tolist(), strict=True):
-            gate, up = (moe.gate_up[expert].double() @ row).chunk(2)
-            total += weight * (moe.down[expert].double() @ (F.silu(gate) * up))
+            gate, up = (moe.gate_up.weight[expert].double() @ row).chunk(2)
+            total += weight * (moe.down.weight[expert].double() @ (F.silu(gate) * up))
         rows.append(total)
     return torch.stack(rows)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from sequence_rig import BLOCK_SIZE, CPU, SequenceRig
 
-from serving.engine import kv_cache
-from serving.engine.kv_cache import KvShape
+from serving.engine import decoder_loader, kv_cache
 from serving.engine.model_files import read_config
-from serving.kernels.matmul import matmul_factory
+from serving.kernels.kv_format import stored_dtype
+from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.causal_model import SequenceTraits
-from serving.models.decoder import Decoder, kv_dims, kv_heads_of_rank
+from serving.models.decoder import Decoder
 from serving.models.load_context import LoadContext
 from serving.models.registry import family_of
 from serving.models.weight_names import expected_shapes
@@ -32,7 +32,7 @@ def load_decoder(
     names = family.names_of(config)
     source = Checkpoint(path, dtype, CPU)
     source.check(expected_shapes(spec, names), names)
-    context = LoadContext(spec, names, source, shard, ops, matmul_factory(CPU, dtype))
+    context = LoadContext(spec, names, source, shard, ops, Matmuls(CPU, dtype, ops.compiled))
     return Decoder(context, spec.max_positions, CPU)
 
 
@@ -48,11 +48,12 @@ class Rig(SequenceRig):
         token_budget: int = 512,
         prefix_caching: bool = True,
         shard: ShardContext = SINGLE,
+        kv_cache_dtype: str | None = None,
+        kv_scales: tuple[tuple[float, float], ...] = (),
     ) -> None:
         spec = decoder.spec
-        key_dim, value_dim = kv_dims(spec)
-        heads = kv_heads_of_rank(spec, shard)
-        shape = KvShape(len(spec.layers), heads, BLOCK_SIZE, key_dim, torch.float32, value_dim)
+        stored = stored_dtype(kv_cache_dtype, torch.float32)
+        shape = decoder_loader.kv_shape(spec, shard, BLOCK_SIZE, stored, kv_scales)
         pool = kv_cache.allocate(shape, num_blocks, CPU)
         traits = SequenceTraits(shared_prefixes=prefix_caching)
         super().__init__(

@@ -57,23 +57,31 @@ def make(row: Row, directory: Path, kind: Type = Type.F32, **more: Any) -> Made:
     The tokenizer lies beside the file.
     """
     original = write_checkpoint(row.variant, directory / "original", **(row.config or {}), **more)
-    config = json.loads((original / "config.json").read_text())
-    loaded = load_file(original / "model.safetensors")
-    state = {name: tensor.float() for name, tensor in loaded.items()}
     (directory / "file").mkdir()
     file = directory / "file" / f"{row.name}-{kind.name}.gguf"
-    writer = gguf.GGUFWriter(file, row.arch)
-    add_metadata(writer, row.arch, config)
-    for key, value in (row.metadata or {}).items():
-        add_value(writer, key.format(arch=row.arch), value)
-    add_ropes(writer, config)
-    stored = _add_tensors(writer, row.arch, config, state, kind)
-    finish(writer)
+    stored = write_file(file, row.arch, original, kind, row.metadata or {})
     copy_tokenizer(file.parent)
     checkpoint = directory / "checkpoint"
     shutil.copytree(original, checkpoint)
     save_file(stored, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return Made(file, checkpoint)
+
+
+def write_file(
+    file: Path, arch: str, checkpoint: Path, kind: Type, metadata: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Write a checkpoint as a file; returns its tensors as they are in the file."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    loaded = load_file(checkpoint / "model.safetensors")
+    state = {name: tensor.float() for name, tensor in loaded.items()}
+    writer = gguf.GGUFWriter(file, arch)
+    add_metadata(writer, arch, config)
+    for key, value in metadata.items():
+        add_value(writer, key.format(arch=arch), value)
+    add_ropes(writer, config)
+    stored = _add_tensors(writer, arch, config, state, kind)
+    finish(writer)
+    return stored
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
@@ -123,6 +131,8 @@ def change_of(arch: str, name: str, rows: int, config: dict[str, Any]) -> Change
         return stacked(config)
     if arch == "gpt2" and re.search(r"\.(c_attn|c_proj|c_fc)\.weight$", name):
         return Change(lambda array: array.T, lambda array: array.T)
+    if arch == "qwen2moe" and "shared_expert_gate" in name and not config["norm_topk_prob"]:
+        return Change(lambda array: array[0], lambda array: array[None])  # older files have no 1
     if arch.startswith("gemma") and name.endswith("norm.weight"):
         return Change(lambda array: array + np.float32(1), lambda array: array - np.float32(1))
     return Change()

@@ -1,5 +1,6 @@
 """Runs jobs on a group of rank processes and collects what they found."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,11 +17,15 @@ SCRIPT = Path(__file__).with_name("rank_process.py")
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts for one checkpoint, and how many greedy tokens each is to get."""
+    """Prompts for one checkpoint, and how many greedy tokens each is to get.
+
+    `kv_cache_dtype`: as the setting; of decoders only.
+    """
 
     checkpoint: Path
     prompts: list[list[int]]
     tokens: int
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,7 @@ def run_jobs(
     kind: str, jobs: Sequence[Job], directory: Path, size: int = 2, way: str = "compiled"
 ) -> list[list[Answer]]:
     """Of each job, the answer to each prompt. All jobs run in one group: starting it takes long."""
-    given = [
-        {"checkpoint": str(job.checkpoint), "prompts": job.prompts, "tokens": job.tokens}
-        for job in jobs
-    ]
+    given = [dataclasses.asdict(job) | {"checkpoint": str(job.checkpoint)} for job in jobs]
     (directory / "jobs.json").write_text(json.dumps(given))
     paths = os.pathsep.join([str(ROOT), str(SCRIPT.parent)])
     ranks = [

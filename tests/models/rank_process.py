@@ -1,10 +1,9 @@
 """One rank of a group that runs jobs as engines do: `rank_process.py KIND WAY RANK SIZE DIRECTORY`.
 
 KIND: decoder, encoder_decoder or state_space. WAY: `compiled` sums over shared memory, `plain` over
-gloo. DIRECTORY holds jobs.json: a list of {"checkpoint", "prompts", "tokens"}. Rank 0 schedules and
-samples; the others follow its plans, which an empty one ends. Rank 0 writes results.json, for each
-job the new tokens of each prompt, and logits.pt with the logits that chose them, in the order of
-(job, prompt).
+gloo. DIRECTORY holds jobs.json: a list of `rank_group.Job`. Rank 0 schedules and samples; the
+others follow its plans, which an empty one ends. Rank 0 writes results.json, for each job the new
+tokens of each prompt, and logits.pt with the logits that chose them, in the order of (job, prompt).
 """
 
 import json
@@ -31,8 +30,9 @@ BUDGET = 40  # cuts the longer prompts into chunks
 END = Command(Plan([], [], [], [], 0), [])
 
 
-def make_rig(kind: str, path: Path, shard: ShardContext) -> SequenceRig:
+def make_rig(kind: str, job: dict[str, Any], shard: ShardContext) -> SequenceRig:
     """The model of one job, on this rank."""
+    path = Path(job["checkpoint"])
     if kind == "encoder_decoder":
         return seq2seq_rig.Seq2SeqRig(
             seq2seq_rig.load(path, TorchOps(), shard=shard), token_budget=BUDGET
@@ -42,7 +42,9 @@ def make_rig(kind: str, path: Path, shard: ShardContext) -> SequenceRig:
             mamba_rig.load(path, TorchOps(), shard=shard), token_budget=BUDGET
         )
     decoder = engine_rig.load_decoder(path, TorchOps(), shard=shard)
-    return engine_rig.Rig(decoder, TorchOps(), token_budget=BUDGET, shard=shard)
+    return engine_rig.Rig(
+        decoder, TorchOps(), token_budget=BUDGET, shard=shard, kv_cache_dtype=job["kv_cache_dtype"]
+    )
 
 
 def lead(
@@ -77,12 +79,12 @@ def main(kind: str, way: str, rank: int, size: int, directory: Path) -> None:
     if rank:
         leader = plan_channel.follow(group)
         for job in jobs:
-            follow(make_rig(kind, Path(job["checkpoint"]), group.shard), leader)
+            follow(make_rig(kind, job, group.shard), leader)
         return
     followers = plan_channel.lead(group, place, directory)
     results, logits = [], []
     for job in jobs:
-        tokens, rows = lead(make_rig(kind, Path(job["checkpoint"]), group.shard), job, followers)
+        tokens, rows = lead(make_rig(kind, job, group.shard), job, followers)
         results.append(tokens)
         logits += rows
     torch.save(logits, directory / "logits.pt")

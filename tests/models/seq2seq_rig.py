@@ -11,6 +11,7 @@ from serving.engine.kv_cache import KvShape
 from serving.engine.model_files import read_config, read_spec
 from serving.engine.plan import Plan
 from serving.engine.seq2seq_loader import load_encoder_decoder, read_traits
+from serving.kernels.kv_format import stored_dtype
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.causal_model import SequenceTraits
@@ -52,15 +53,22 @@ def load(
 class Seq2SeqRig(SequenceRig):
     """A pool for the decoder's layers; prompts are whole, nothing is shared."""
 
-    def __init__(self, loaded: Loaded, num_blocks: int = 256, token_budget: int = 512) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        num_blocks: int = 256,
+        token_budget: int = 512,
+        kv_cache_dtype: str | None = None,
+    ) -> None:
         decoder = loaded.decoder
         spec, heads = decoder.spec, decoder.spec.heads // loaded.shard.size
-        shape = KvShape(spec.decoder_layers, heads, BLOCK_SIZE, spec.head_dim, loaded.dtype)
+        stored = stored_dtype(kv_cache_dtype, loaded.dtype)
+        shape = KvShape(spec.decoder_layers, heads, BLOCK_SIZE, spec.head_dim, stored)
         # What lies in a block that is not written yet must not matter.
         kv = kv_cache.allocate(shape, num_blocks, CPU)
         for layer in kv:
-            layer.keys.fill_(7.0)
-            layer.values.fill_(7.0)
+            layer.keys.codes.fill_(7)
+            layer.values.codes.fill_(7)
         super().__init__(
             decoder, kv, loaded.ops, num_blocks, MAX_ROWS, token_budget, LONGEST, loaded.traits,
             decoder._padded_rows,

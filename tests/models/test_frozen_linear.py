@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from serving.kernels.matmul import PackedMatmul, PlainMatmul, matmul_factory
+from serving.kernels.matmul import PackedMatmul, PlainMatmul
+from serving.kernels.matmul_choice import Matmuls
 from serving.models.frozen_linear import FrozenLinear, freeze_linears
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def test_large_plain_linears_are_replaced_and_no_others() -> None:
 
 @pytest.mark.parametrize("shape", [(512,), (3, 512), (1, 5, 512)])
 def test_result_is_that_of_the_linear(shape: tuple[int, ...]) -> None:
-    if matmul_factory(CPU, torch.float32) is not PackedMatmul:
+    if not Matmuls(CPU, torch.float32, compiled=False).packs:
         pytest.skip("oneDNN is not available here")
     original = model()[:2]
     x = torch.randn(shape)

@@ -76,6 +76,8 @@ class AwqScheme:
         result = LayerResult()
         spec = GridSpec(BITS, self.group_size, symmetric=False)
         inputs = self.fold(layer, result)
+        for name, value in result.changed.items():
+            layer.module.get_parameter(name).data.copy_(value.to(layer.states.dtype))
         for name, seen in inputs.items():
             weight = matrix(layer.linears[name])
             clip = self.clip and name not in UNCLIPPED

@@ -164,6 +164,7 @@ def _run(options: Options, source: Path, text: Path) -> None:
     sequences = calibration.calibration_sequences(
         documents, tokenizer, options.samples, length, options.seed
     )
+    _check_vocabulary(int(sequences.max()), model.text_config.vocab_size)
     log.info("calibrating with %d sequences of %d tokens", *sequences.shape)
     run.quantize_checkpoint(model, source, options.output_dir, scheme, sequences)
 
@@ -200,6 +201,14 @@ def _check(options: Options) -> None:
         _refuse(
             f"{options.output_dir} holds a model already ({made[0]})",
             "give a directory that is empty or does not exist",
+        )
+
+
+def _check_vocabulary(largest: int, size: int) -> None:
+    if largest >= size:
+        _refuse(
+            f"the tokenizer gives token id {largest}, and the model has {size} tokens",
+            "put the tokenizer of this model beside its weights",
         )
 
 

@@ -44,7 +44,7 @@ def gptq(
     order = torch.arange(inputs, device=weight.device)
     if act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = inverse_factor(hessian[order][:, order], damping)
+    factor = inverse_factor(hessian, order, damping)
     rest = weight[order]  # what is not rounded yet, with all errors so far made up for
     codes = torch.empty_like(rest, dtype=torch.uint8)
     grids: list[Grid] = []
@@ -86,24 +86,23 @@ def _round_block(
     return errors
 
 
-def inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper Cholesky factor of the inverse of the damped Hessian, [in, in].
+def inverse_factor(hessian: torch.Tensor, order: torch.Tensor, damping: float) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of the damped Hessian in an order, [in, in].
 
     A channel that no input ever used is set apart: it is rounded to nearest and corrects nothing.
-    Raises `NotDefinite`.
+    At most two matrices beside the Hessian are in memory. Raises `NotDefinite`.
     """
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    diagonal[diagonal == 0] = 1
-    added = damping * diagonal.mean()
+    share = damping
     for _ in range(DAMPING_ATTEMPTS):
-        diagonal += added
-        lower, failed = torch.linalg.cholesky_ex(hessian)
+        work = hessian[order[:, None], order]
+        diagonal = work.diagonal()
+        diagonal[diagonal == 0] = 1
+        diagonal += share * diagonal.mean()
+        factor, failed = torch.linalg.cholesky_ex(work)
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper: torch.Tensor
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            torch.cholesky_inverse(factor, out=work)
+            torch.linalg.cholesky_ex(work, out=(factor, failed))
             if not failed:
-                return upper
-        added *= 10
+                return factor.T
+        share *= 10
     raise NotDefinite("the products of its inputs have no inverse")

@@ -121,6 +121,6 @@ def test_fewer_tokens_than_channels_are_enough() -> None:
 
 def test_a_hessian_without_an_inverse_is_refused() -> None:
     with pytest.raises(NotDefinite):
-        inverse_factor(torch.full((4, 4), float("nan")), 0.01)
+        inverse_factor(torch.full((4, 4), float("nan")), torch.arange(4), 0.01)
     with pytest.raises(NotDefinite):
-        inverse_factor(-torch.eye(4), 0.01)
+        inverse_factor(-torch.eye(4), torch.arange(4), 0.01)
