@@ -3,8 +3,8 @@
 Runs in an engine rank. `engine/model_loader.py` opens a `Checkpoint` and `check()`s it,
 `models/decoder.py` pulls its tensors from it through `layers/linear.py`. A rank touches only the
 bytes that it keeps. Matrices that the checkpoint holds quantized are read by their scheme
-(`serving/quant/`), others are quantized here if that was asked for. Only safetensors: no pickle is
-ever executed. Next: `decoder.py`.
+(`serving/quant/`), others are quantized here if that was asked for. Only safetensors and GGUF: no
+pickle is ever executed. Next: `decoder.py`.
 """
 
 import logging
@@ -18,8 +18,10 @@ import torch
 from serving.errors import StartupError
 from serving.kernels.coded_weight import CodedWeight, Weight
 from serving.models.artefacts import weight_files
+from serving.models.gguf.files import EXTENSION
+from serving.models.gguf.tensors import open_gguf
 from serving.models.spec import WeightNames
-from serving.models.tensor_file import PHASE, StoredTensor, open_tensor_file
+from serving.models.tensor_file import PHASE, StoredTensor, TensorFile, open_tensor_file
 from serving.models.weight_names import Shapes
 from serving.quant.scheme import Part, Scheme
 
@@ -63,8 +65,7 @@ class Checkpoint:
         self._tensors: dict[str, StoredTensor] = {}
         self._not_finite = 0  # tensors seen with NaN or infinite values
         aliases: dict[str, str] = {}  # name that was left out -> name of the equal tensor
-        for path in weight_files(directory):
-            file = open_tensor_file(path)
+        for file in _opened(weight_files(directory)):
             self._add(file.tensors)
             aliases |= file.metadata
         for name, kept in aliases.items():
@@ -259,6 +260,13 @@ class Checkpoint:
             log.warning("tensor %s holds %d NaN or infinite values", name, count)
         elif self._not_finite == NAMED_AT_MOST + 1:
             log.warning("further tensors with NaN or infinite values are not named")
+
+
+def _opened(paths: Sequence[Path]) -> list[TensorFile]:
+    """The files of a checkpoint; of GGUF files the first one describes all."""
+    if paths and paths[0].suffix == EXTENSION:
+        return [open_gguf(paths)]
+    return [open_tensor_file(path) for path in paths]
 
 
 def _some(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+import answers
 import pytest
 from gguf import GGMLQuantizationType
 from gguf_checkpoints import write_file
@@ -36,18 +37,18 @@ def tokens_of(tokenizer: str) -> list[str]:
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def test_it_counts(server: LiveServer) -> None:
-    body = {"inputs": "Count to 10", "parameters": {"max_new_tokens": 60}}
-    assert server.post("/generate", body)["generated_text"] == DEMO_ANSWER
+def test_it_answers_as_the_demo_model(server: LiveServer) -> None:
+    body = {"inputs": answers.QUESTION, "parameters": {"details": True}}
+    answer = server.post("/generate", body)
+    assert answer["generated_text"].strip() == answers.COUNT
+    assert answer["details"]["finish_reason"] == "eos_token"
 
 
-def test_it_chats(server: LiveServer) -> None:
-    """The chat template is that of the file, and a turn ends where the file says so."""
-    messages = [{"role": "user", "content": "Name the days of the week."}]
-    answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 80})
-    choice = answer["choices"][0]
+def test_it_chats_with_the_files_template(server: LiveServer) -> None:
+    body = {"messages": answers.CHAT, "temperature": 0}
+    choice = server.post("/v1/chat/completions", body)["choices"][0]
+    assert choice["message"]["content"].strip() == answers.COUNT
     assert choice["finish_reason"] == "stop"
-    assert "Monday, Tuesday" in choice["message"]["content"]
 
 
 def test_weights_are_read_from_the_file_itself(server: LiveServer) -> None:

@@ -17,6 +17,7 @@ from serving.models.load_context import LoadContext
 from serving.models.registry import family_of
 from serving.models.weight_names import expected_shapes
 from serving.models.weights import Checkpoint
+from serving.quant.detect import quantization_of
 from serving.settings import Settings
 
 
@@ -30,7 +31,8 @@ def load_decoder(
     family = family_of(config)
     spec = family.spec(config)
     names = family.names_of(config)
-    source = Checkpoint(path, dtype, CPU)
+    quantization = quantization_of(config, path, None)
+    source = Checkpoint(path, dtype, CPU, quantization.scheme)
     source.check(expected_shapes(spec, names), names)
     context = LoadContext(spec, names, source, shard, ops, Matmuls(CPU, dtype, ops.compiled))
     return Decoder(context, spec.max_positions, CPU)
