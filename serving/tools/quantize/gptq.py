@@ -90,7 +90,7 @@ def inverse_factor(hessian: torch.Tensor, order: torch.Tensor, damping: float) -
     """Upper Cholesky factor of the inverse of the damped Hessian in an order, [in, in].
 
     A channel that no input ever used is set apart: it is rounded to nearest and corrects nothing.
-    At most two matrices beside the Hessian are in memory. Raises `NotDefinite`.
+    At most three matrices beside the Hessian are in memory. Raises `NotDefinite`.
     """
     share = damping
     for _ in range(DAMPING_ATTEMPTS):
@@ -103,6 +103,7 @@ def inverse_factor(hessian: torch.Tensor, order: torch.Tensor, damping: float) -
             torch.cholesky_inverse(factor, out=work)
             torch.linalg.cholesky_ex(work, out=(factor, failed))
             if not failed:
-                return factor.T
+                upper: torch.Tensor = factor.T
+                return upper
         share *= 10
     raise NotDefinite("the products of its inputs have no inverse")

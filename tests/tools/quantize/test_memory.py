@@ -1,4 +1,4 @@
-"""Memory is bounded by a layer, however many there are, and by three Hessians."""
+"""Memory is bounded by a layer, however many there are, and by four matrices for its Hessian."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from local_mode.tiny_model import write_checkpoint
 
 LAYERS, HIDDEN, INNER, VOCABULARY = 8, 512, 1376, 1024
-SEQUENCES, TOKENS = 8, 64
+SEQUENCES, TOKENS = 2, 64
 # Each in a process of its own: the peak of this one is that of all tests.
 START = """
 import sys
@@ -93,8 +93,8 @@ def test_a_layer_at_a_time(tmp_path: Path) -> None:
     assert grown < embeddings + 3 * layer + states
 
 
-def test_three_hessians_at_a_time() -> None:
+def test_four_matrices_of_the_size_of_a_hessian() -> None:
     inputs = 2048
     grown = growth(ONE_MATRIX, inputs)
     print(f"{grown / 1e6:.1f} MB; a Hessian has {4 * inputs**2 / 1e6:.1f} MB")
-    assert grown < 3.5 * 4 * inputs**2
+    assert grown < 4.5 * 4 * inputs**2
