@@ -104,7 +104,22 @@ def _listing(model: HubModel) -> list[RemoteFile]:
 
 
 def _cached(model: HubModel) -> Path | None:
-    """The snapshot that is in the cache; None if there is none or not all of it."""
+    """The snapshot or the GGUF file in the cache; None if there is none or not all of it."""
+    others = ["*/*", *(f"*{part}*" for part in NO_WEIGHTS)]
+    path = None if model.part else _kept(model, [*SUPPORT_FILES, f"*{model.extension}"], others)
+    if path is not None and (path / "config.json").is_file():
+        return path
+    either_case = "".join(f"[{sign.lower()}{sign.upper()}]" for sign in model.part)
+    path = _kept(model, [f"*{either_case}*{EXTENSION}"], [])
+    if path is None:
+        return None
+    names = [file.relative_to(path).as_posix() for file in path.rglob(f"*{EXTENSION}")]
+    found = model_names(names, model.part, f"the cache of {model}")
+    return path / found[0] if found else None
+
+
+def _kept(model: HubModel, wanted: list[str], ignored: list[str]) -> Path | None:
+    """The snapshot in the cache; None if it lacks files that are wanted."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -113,16 +128,12 @@ def _cached(model: HubModel) -> Path | None:
             revision=model.revision,
             cache_dir=model.cache,
             local_files_only=True,
-            allow_patterns=[*SUPPORT_FILES, f"*{model.extension}"],
-            ignore_patterns=["*/*", *(f"*{part}*" for part in NO_WEIGHTS)],
+            allow_patterns=wanted,
+            ignore_patterns=ignored,
         )
     except errors.LocalEntryNotFoundError:
         return None
-    if not model.part and (Path(path) / "config.json").is_file():
-        return Path(path)
-    gguf = (file.relative_to(path).as_posix() for file in Path(path).rglob(f"*{EXTENSION}"))
-    found = model_names(gguf, model.part, f"the cache of {model}")
-    return Path(path) / found[0] if found else None
+    return Path(path)
 
 
 def _fetch(model: HubModel, wanted: list[RemoteFile]) -> Path:

@@ -40,6 +40,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes as it is stored."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self, *ranges: tuple[int, int]) -> torch.Tensor:
         """The part within half-open `ranges` of the leading dimensions; the others are whole.
 
@@ -102,7 +107,7 @@ def open_tensor_file(path: Path) -> TensorFile:
         _refuse(path, "its header is no JSON object")
     metadata = header.pop("__metadata__", None) or {}
     tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
-    end = max((t.offset + _bytes(t) for t in tensors.values()), default=start)
+    end = max((t.offset + t.num_bytes for t in tensors.values()), default=start)
     if end > size:
         _refuse(path, f"it has {size} of {end} bytes")
     return TensorFile(tensors, metadata)
@@ -119,13 +124,9 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     if dtype_name not in DTYPES:
         _refuse(path, f"tensor {name} has the unknown type {dtype_name}")
     stored = StoredTensor(path, DTYPES[dtype_name], shape, start + first)
-    if min(first, *shape, 0) < 0 or last - first != _bytes(stored):
+    if min(first, *shape, 0) < 0 or last - first != stored.num_bytes:
         _refuse(path, f"tensor {name} of shape {shape} does not fill bytes {first} to {last}")
     return stored
-
-
-def _bytes(tensor: StoredTensor) -> int:
-    return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def _refuse(path: Path, fault: str) -> NoReturn:

@@ -23,7 +23,7 @@ from serving.models.gguf.tensors import open_gguf
 from serving.models.spec import WeightNames
 from serving.models.tensor_file import PHASE, StoredTensor, TensorFile, open_tensor_file
 from serving.models.weight_names import Shapes
-from serving.quant.scheme import Part, Scheme
+from serving.quant.scheme import NOT_READ, Part, Scheme
 
 log = logging.getLogger(__name__)
 NAMED_AT_MOST = 5  # tensors in one message
@@ -101,14 +101,7 @@ class Checkpoint:
         self.num_bytes = self._kept_bytes(
             expected, {f"{names.embedding}.weight", f"{names.head}.weight"}
         )
-        ignored = (*names.ignored, names.head)
-        unexpected = [
-            name
-            for name in self._tensors
-            if name not in expected and not any(part in name for part in ignored)
-        ]
-        if unexpected:
-            log.warning("%d tensors are not used: %s", len(unexpected), _some(unexpected))
+        self._warn_of_unused(expected, (*names.ignored, names.head))
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -206,10 +199,11 @@ class Checkpoint:
         """Memory of all weights as they are kept; `plain`: matrices that are not quantized here."""
         total = 0.0
         for name, shape in stored.items():
-            size: float = self._dtype.itemsize
             if name in self._coded_parts:
-                size = self._tensors[name].dtype.itemsize
-            elif self._quantizer is not None and len(shape) == 2 and name not in plain:
+                total += self._tensors[name].num_bytes
+                continue
+            size: float = self._dtype.itemsize
+            if self._quantizer is not None and len(shape) == 2 and name not in plain:
                 size = self._quantizer.bits / 8
             total += math.prod(shape) * size
         return int(total)
@@ -234,19 +228,42 @@ class Checkpoint:
             self._tensors[name] = tensor
 
     def _settle_prefix(self, expected: Shapes, prefix: str) -> None:
-        """Some checkpoints leave out a prefix of all names, or have it where others do not."""
+        """Some checkpoints leave out a prefix of all names, or have it where others do not.
+
+        Modules decide: the tensors of a quantized matrix have other names than it.
+        """
         if not prefix:
             return
-        for name in expected:
+        modules = {name.rpartition(".")[0] for name in expected}
+        for name in list(self._tensors):
             other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
-            if name not in self._tensors and other in self._tensors:
-                self._tensors[name] = self._tensors.pop(other)
+            if other in self._tensors or _is_of(name, modules) or not _is_of(other, modules):
+                continue
+            self._tensors[other] = self._tensors.pop(name)
 
     def _share_tied_head(self, expected: Shapes, names: WeightNames) -> None:
         """Some checkpoints keep a tied matrix under the name of the head only."""
         embedding, head = f"{names.embedding}.weight", f"{names.head}.weight"
         if embedding not in self._tensors and head in self._tensors and head not in expected:
             self._tensors[embedding] = self._tensors[head]
+
+    def _warn_of_unused(self, expected: Shapes, ignored: Sequence[str]) -> None:
+        unused = [
+            name
+            for name in self._tensors
+            if name not in expected
+            and not any(part in name for part in ignored)
+            and not self._is_needless(name)
+        ]
+        if unused:
+            log.warning("%d tensors are not used: %s", len(unused), _some(unused))
+
+    def _is_needless(self, name: str) -> bool:
+        """Whether this is a side product of quantizing, such as a bias of zeros where none was."""
+        module, _, kind = name.rpartition(".")
+        if kind == "bias" and module in self._coded:
+            return not bool(self._tensors[name].read().any())
+        return self._scheme is not None and name.endswith(NOT_READ)
 
     def _warn_unless_finite(self, name: str, part: torch.Tensor) -> None:
         """A sum costs a tenth of packing the tensor; only where it is not finite we look closer."""
@@ -267,6 +284,12 @@ def _opened(paths: Sequence[Path]) -> list[TensorFile]:
     if paths and paths[0].suffix == EXTENSION:
         return [open_gguf(paths)]
     return [open_tensor_file(path) for path in paths]
+
+
+def _is_of(name: str, modules: set[str]) -> bool:
+    """Whether a tensor belongs to one of these modules."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in modules for end in range(1, len(parts)))
 
 
 def _some(names: list[str]) -> str:

@@ -7,13 +7,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 from gguf_checkpoints import Row, finish, make
 
 from serving.errors import StartupError
 from serving.models import converted
 from serving.models.artefacts import check_directory, weight_files
 from serving.models.gguf.files import gguf_files, is_prepared, model_names
-from serving.models.gguf.tensors import open_gguf
+from serving.models.gguf.tensors import BlockTensor, open_gguf
 from serving.models.hub_files import RemoteFile, wanted_files
 
 SPLIT = [f"m-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
@@ -161,3 +162,12 @@ def test_a_split_model_is_read_as_one(file: Path, tmp_path: Path) -> None:
     assert tensors[0].keys() == tensors[1].keys()
     for name, tensor in tensors[0].items():
         assert torch.equal(tensor.read(), tensors[1][name].read())
+
+
+def test_what_a_quantized_matrix_takes_is_told_before_it_is_read(tmp_path: Path) -> None:
+    """Roughly: threads and the KV pool are chosen by it."""
+    made = make(Row("llama", "llama"), tmp_path, Type.Q4_0)
+    stored = open_gguf([made.file]).tensors["blk.0.attn_q.weight"]
+    assert isinstance(stored, BlockTensor)
+    weight = stored.block_type.decode("q", stored.blocks((0, 64)))
+    assert weight.num_bytes <= stored.num_bytes < 1.5 * weight.num_bytes

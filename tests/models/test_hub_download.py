@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf_checkpoints import write_file
 from hub_server import COMMIT, OLD_COMMIT, Hub, served
 from safetensors.torch import save
 
+from local_mode.tiny_model import DEMO_MODEL
 from serving.errors import StartupError
 from serving.models import hub_download
 from serving.models.hub_download import HubModel
@@ -43,12 +46,12 @@ def cache(tmp_path: Path) -> Path:
 
 
 def download(
-    hub: Hub, cache: Path, *arguments: str, **environ: str
+    hub: Hub, cache: Path, *arguments: str, model: str = "org/m", **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `text-generation-server download-weights org/m`; the Hub library reads its variables."""
+    """Run `text-generation-server download-weights`; the Hub library reads its variables."""
     inherited = {key: v for key, v in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     return subprocess.run(
-        [sys.executable, "-m", "serving.tools.server_command", "download-weights", "org/m",
+        [sys.executable, "-m", "serving.tools.server_command", "download-weights", model,
          "--huggingface-hub-cache", str(cache), *arguments],
         capture_output=True, text=True, check=False,
         env={**inherited, "HF_HOME": str(cache), "HF_ENDPOINT": hub.url, **environ},
@@ -223,6 +226,25 @@ def test_pickled_weights_are_converted(hub: Hub, cache: Path, tmp_path: Path) ->
     assert {"model.safetensors", "pytorch_model.bin"} <= names(snapshot(cache))
     hub.log.clear()
     assert download(hub, cache, HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_one_of_several_gguf_files(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    """Nothing else is downloaded, and a later start finds it without the Hub."""
+    tokenizer = {"tokenizer.huggingface.json": (DEMO_MODEL / "tokenizer.json").read_text()}
+    write_file(tmp_path / "m.gguf", "llama", DEMO_MODEL, GGMLQuantizationType.Q8_0, tokenizer)
+    hub.files.clear()
+    hub.files |= {"Q8_0/m-Q8_0.gguf": (tmp_path / "m.gguf").read_bytes(), "m-Q4_0.gguf": b"GGUF",
+                  "README.md": b"", "config.json": b"{}"}  # fmt: skip
+    done = download(hub, cache, model="org/m:Q8_0")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in snapshot(cache).rglob("*.*")] == ["m-Q8_0.gguf"]
+    prepared = Path(done.stdout.strip().rpartition(" ")[2])
+    assert prepared.parent == cache / "text-generation-serving"
+    assert (prepared / "m-Q8_0.gguf").read_bytes() == hub.files["Q8_0/m-Q8_0.gguf"]
+    hub.log.clear()
+    done = download(hub, cache, model="org/m:Q8_0", HF_HUB_OFFLINE="1")
+    assert done.stdout.strip().endswith(str(prepared))
+    assert hub.log == []
 
 
 def test_without_conversion_pickled_weights_are_no_weights(hub: Hub, cache: Path) -> None:

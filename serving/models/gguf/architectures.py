@@ -112,9 +112,9 @@ def architecture_of(header: Header) -> str:
 def family_in_file(family: Family, config: Config) -> Family:
     """The family with the names and the layout of a GGUF file, if `config` is that of one."""
     origin = config.get("quantization_config") or {}
-    if origin.get("quant_method") != METHOD:
+    architecture = ARCHITECTURES.get(origin.get("architecture", ""))
+    if origin.get("quant_method") != METHOD or architecture is None:
         return family
-    architecture = ARCHITECTURES[origin["architecture"]]
 
     def spec(config: Config) -> DecoderSpec:
         base = family.spec(config)

@@ -6,6 +6,7 @@ scheme of `quant/gguf.py` takes their blocks. The experts of a layer, which the 
 tensor, are tensors of their own here. Next: `architectures.py` says which part of a model each is.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,12 @@ class BlockTensor(StoredTensor):
     """A matrix in blocks: reads as the float32 that it stands for."""
 
     block_type: BlockType
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes as codes, with a scale and an offset of 4 bytes for each group."""
+        kind = self.block_type
+        return int(math.prod(self.shape) * (kind.book.bits / 8 + 8 / kind.group))
 
     def read(self, *ranges: Range) -> torch.Tensor:
         """See `StoredTensor`; any range of columns, as whole rows are unpacked."""
