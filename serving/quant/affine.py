@@ -1,7 +1,7 @@
 """From integers with zero points, in groups of inputs, to the form of `coded_weight.py`.
 
-Pure functions on tensors, used by the readers of GPTQ, AWQ and their kin: w = (code - zero) * scale.
-A zero point that is the same everywhere is taken into the codes, others become offsets.
+Pure functions on tensors, used by the readers of GPTQ, AWQ and their kin: w = (code - zero) *
+scale. A zero point that is the same everywhere is taken into the codes, others become offsets.
 """
 
 import math
@@ -14,6 +14,16 @@ from serving.kernels.coded_weight import CodedWeight, pack_nibbles
 MIDDLE = {4: 8, 8: 128}  # code that stands for 0 in our books, by bits
 LEAST_GROUP = 8  # inputs that share a scale, where groups are cut apart
 PADDED_GROUP = 16  # multiple to which groups of unequal sizes are filled up
+
+
+def count_groups(inputs: int, size: int) -> int:
+    """How many groups of `size` inputs there are, the last perhaps smaller; -1: one of all."""
+    return 1 if size == -1 else -(-inputs // size)
+
+
+def neighbours(columns: tuple[int, int], inputs: int, size: int) -> torch.Tensor:
+    """int64 [in]: the group of each input in a half-open range; `size` as above."""
+    return torch.arange(*columns) // (inputs if size == -1 else size)
 
 
 def affine_weight(

@@ -1,9 +1,9 @@
 """GPTQ checkpoints: integers of 2, 3, 4 or 8 bits with zero points, in groups of inputs.
 
-Runs in an engine rank, while weights are read. `qweight` int32 [in * bits / 32, out] is packed along
-the inputs, `qzeros` [groups, out * bits / 32] along the outputs, `scales` [groups, out]; `g_idx`
-[in] names the group of each input (act-order). Source: AutoGPTQ's format, versions 1 and 2; in
-version 1 zero points are stored less one.
+Runs in an engine rank, while weights are read. `qweight` int32 [in * bits / 32, out] is packed
+along the inputs, `qzeros` [groups, out * bits / 32] along the outputs, `scales` [groups, out];
+`g_idx` [in] names the group of each input (act-order). Source: AutoGPTQ's format, versions 1 and 2;
+in version 1 zero points are stored less one.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from serving.kernels.coded_weight import CodedWeight
-from serving.quant.affine import affine_weight
+from serving.quant.affine import affine_weight, count_groups, neighbours
 from serving.quant.packing import unit_range, unpack, values_of_unit, words_of_unit
-from serving.quant.scheme import Part, Shapes, TensorIndex, check_finite, refuse
+from serving.quant.scheme import Part, Shapes, TensorIndex, check_dtype, check_finite, refuse
 
 BITS = (2, 3, 4, 8)
 
@@ -41,7 +41,9 @@ class GptqScheme:
                     f"by {unit}",
                     "use a checkpoint that was quantized without this layer",
                 )
-        groups = self._groups(module, inputs)
+        for end in ("qweight", "qzeros"):
+            check_dtype(tensors, f"{module}.{end}", torch.int32)
+        groups = count_groups(inputs, self.group_size)
         words = words_of_unit(self.bits)
         found: Shapes = {
             f"{module}.qweight": (inputs // unit * words, outputs),
@@ -56,7 +58,7 @@ class GptqScheme:
         """See `Scheme`."""
         outputs, inputs = slice(*part.rows), slice(*part.columns)
         codes = self._codes(module, part, tensors)
-        groups = self._groups(module, part.inputs)
+        groups = count_groups(part.inputs, self.group_size)
         scales = tensors.slice(f"{module}.scales").read((0, groups), part.rows).float()
         check_finite(f"{module}.scales", scales)
         words = unit_range(outputs.start, outputs.stop, self.bits)
@@ -79,7 +81,7 @@ class GptqScheme:
         """int [in]: the group of each input of the whole matrix."""
         name = f"{module}.g_idx"
         if name not in tensors:
-            return torch.arange(part.inputs) // (part.inputs // groups)
+            return neighbours((0, part.inputs), part.inputs, self.group_size)
         found = tensors.slice(name).read()
         if int(found.min()) < 0 or int(found.max()) >= groups:
             refuse(
@@ -87,12 +89,3 @@ class GptqScheme:
                 "copy or download the checkpoint again",
             )
         return found
-
-    def _groups(self, module: str, inputs: int) -> int:
-        size = inputs if self.group_size == -1 else self.group_size
-        if inputs % size:
-            refuse(
-                f"tensor {module}.scales: groups of {size} do not divide {inputs} inputs",
-                "use a checkpoint with another group size",
-            )
-        return inputs // size

@@ -15,7 +15,7 @@ import torch
 
 from serving.errors import StartupError
 from serving.kernels.codebooks import E4M3, FP4, INT8, NF4, Codebook
-from serving.kernels.coded_weight import CodedWeight, pack_nibbles, unpack_nibbles
+from serving.kernels.coded_weight import CodedWeight, pack_nibbles
 from serving.quant.scheme import PHASE, check_finite
 
 CHUNK = 2**20  # numbers
@@ -38,7 +38,7 @@ class RowQuantizer:
     def __call__(self, module: str, matrix: torch.Tensor) -> CodedWeight:
         """The matrix [out, in], quantized. Raises `StartupError` naming one that is not finite."""
         outputs, inputs = matrix.shape
-        step = max(1, CHUNK // inputs)
+        step = max(1, CHUNK // inputs // BLOCK) * BLOCK  # rows, together whole blocks
         codes, scales = self.rows(matrix[:step])
         all_codes = codes.new_empty(outputs, codes.shape[1])
         all_scales = scales.new_empty(outputs, scales.shape[1])
@@ -81,22 +81,29 @@ def bitsandbytes_4bit_rows(rows: torch.Tensor, kind: str) -> tuple[torch.Tensor,
     functional = _bitsandbytes()
     packed, state = functional.quantize_4bit(rows.contiguous(), blocksize=BLOCK, quant_type=kind)
     count, inputs = rows.shape
-    return from_blocks(packed.flatten(), state.absmax, count, inputs, BLOCK)
+    codes, scales = from_blocks(packed.flatten(), state.absmax, count, inputs, BLOCK)
+    return pack_nibbles(codes), scales
 
 
 def from_blocks(
-    packed: torch.Tensor, scales: torch.Tensor, outputs: int, inputs: int, block: int
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    outputs: int,
+    inputs: int,
+    block: int,
+    skipped: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of a matrix that bitsandbytes packed as one row, first code in high bits.
 
-    packed: uint8 [outputs * inputs / 2]; scales: float32, one for each `block` codes. Where rows
+    packed: uint8 [outputs * inputs / 2]; scales: float32, one for each `block` codes; `skipped`:
+    how many codes of the first block lie before the matrix. Codes come out one a byte. Where rows
     are not whole blocks, the scale of a block is that of the smaller groups it is made of.
     """
-    high_first = unpack_nibbles(packed.view(1, -1)).view(-1, 2).flip(-1)
+    high_first = torch.stack([packed >> 4, packed & 15], dim=-1)
     codes = high_first.flatten()[: outputs * inputs].view(outputs, inputs)
     group = gcd(inputs, block)
-    first = torch.arange(outputs * inputs // group, device=scales.device) * group
-    return pack_nibbles(codes), scales.float()[first // block].view(outputs, -1)
+    first = torch.arange(outputs * inputs // group, device=scales.device) * group + skipped
+    return codes, scales.float()[first // block].view(outputs, -1)
 
 
 def _bitsandbytes() -> Any:

@@ -16,6 +16,14 @@ from serving.kernels.coded_weight import CodedWeight
 PHASE = "weights"
 Range = tuple[int, int]  # half-open
 Shapes = dict[str, tuple[int, ...]]
+# Ends of the names of tensors that belong to a quantized matrix and are not needed: scratch memory
+# and layout marks of kernels, shapes, and what was calibrated for activations. Their scales are
+# measured while serving, which is more exact: every row has its own.
+NOT_READ = (
+    ".workspace", ".weight_format", ".weight_shape", ".g_idx", ".weight_g_idx",
+    ".input_scale", ".input_scale_ub", ".activation_scale", ".output_scale", ".q_scale",
+    ".input_zero_point", ".output_zero_point", ".weight_zero_point",
+)  # fmt: skip
 
 
 class Stored(Protocol):
@@ -56,6 +64,11 @@ class Part:
         """Whether whole rows are wanted."""
         return self.columns == (0, self.inputs)
 
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """What to read of a tensor [outputs, inputs]; columns are left out where all are wanted."""
+        return (self.rows,) if self.has_all_columns else (self.rows, self.columns)
+
 
 class Scheme(Protocol):
     """How the matrices of a checkpoint are quantized."""
@@ -85,6 +98,16 @@ def refuse(cause: str, remedy: str) -> NoReturn:
     raise StartupError(PHASE, cause, remedy)
 
 
+def check_dtype(tensors: TensorIndex, name: str, *possible: torch.dtype) -> None:
+    """Refuse a tensor of another type; one that is missing is refused elsewhere."""
+    if name in tensors and (found := tensors.slice(name).dtype) not in possible:
+        names = " or ".join(_short(dtype) for dtype in possible)
+        refuse(
+            f"tensor {name} is {_short(found)}; it must be {names}",
+            "use the config.json that belongs to these weights",
+        )
+
+
 def check_finite(name: str, values: torch.Tensor) -> None:
     """Refuse scales that are not finite: every product with them would be NaN."""
     if not bool(values.isfinite().all()):
@@ -93,3 +116,7 @@ def check_finite(name: str, values: torch.Tensor) -> None:
             f"tensor {name} holds {count} scales that are NaN or infinite",
             "copy or download the checkpoint again; if it stays, it was quantized wrongly",
         )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
