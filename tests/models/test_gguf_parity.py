@@ -100,8 +100,12 @@ def check_file(made: Made) -> None:
         torch.testing.assert_close(torch.as_tensor(found[name]), wanted[name])
 
 
-@pytest.mark.parametrize("kind", BLOCKS + SUPER_BLOCKS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("row", QUANTIZED, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [(QUANTIZED[0], kind) for kind in BLOCKS + SUPER_BLOCKS]
+    + [(QUANTIZED[1], kind) for kind in (Type.Q8_0, Type.Q4_0, Type.Q6_K)],
+    ids=lambda one: one.name,
+)
 def test_a_type_of_tensors(row: Row, kind: Type, tmp_path: Path) -> None:
     made = make(row, tmp_path, kind, **WIDE)
     check(gguf_rig.prepared(made.file, tmp_path), oracle(made.checkpoint))
