@@ -153,10 +153,13 @@ def _run(options: Options, source: Path, text: Path) -> None:
 
     from serving.tools.quantize import calibration, layers, run
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        _refuse(f"--device is {options.device}", "set it to cpu, cuda or cuda:N")
     own_code = options.trust_remote_code
     documents = calibration.read_documents(text)
-    model = layers.LayeredModel(source, torch.device(device), own_code)
+    model = layers.LayeredModel(source, device, own_code)
     scheme = _scheme(options, model.model_type)
     longest = getattr(model.text_config, "max_position_embeddings", None)
     length = min(options.sequence_length, longest or options.sequence_length)

@@ -38,6 +38,8 @@ class LayeredModel:
         self.device = device
         self.stored = _stored(directory)
         self._model = build_on_meta(directory, self.config, device, own_code)
+        if not self.stored:
+            refuse(f"{directory} holds no safetensors weights", "give a float checkpoint")
         self.text_config: Any = self._model.config.get_text_config()
         self._prefix, self.layers = decoder_layers(self._model)
         self._names = CheckpointNames(self._model, self.stored)

@@ -202,6 +202,7 @@ def test_calibration_text_is_needed(model: Path, tmp_path: Path) -> None:
         (("--samples", "0"), "--samples is 0"),
         (("--sequence-length", "0"), "--sequence-length is 0"),
         (("--percdamp", "0"), "--percdamp is 0.0"),
+        (("--device", "abacus"), "--device is abacus"),
         (("--scheme", "awq", "--bits", "3"), "awq has no --bits 3"),
         (("--scheme", "awq", "--act-order"), "awq has no --act-order"),
         (("--scheme", "awq", "--sym"), "awq has no --sym"),
@@ -237,6 +238,12 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, calibration_file: Path) ->
         r"tokenizer gives token id \d+, and the model has 320 tokens",
         refusal(model, tmp_path / "out", *options).cause,
     )
+
+
+def test_a_directory_without_weights(model: Path, tmp_path: Path, calibration_file: Path) -> None:
+    (model / "model.safetensors").unlink()
+    error = refusal(model, tmp_path / "out", "--calibration", calibration_file, *SMALL)
+    assert "holds no safetensors weights" in error.cause
 
 
 def test_an_output_that_holds_a_model(model: Path, calibration_file: Path) -> None:
