@@ -56,10 +56,6 @@ class CachedVectors:
         """Tokens of one block."""
         return self.codes.shape[2]
 
-    def leading(self, dim: int) -> "CachedVectors":
-        """The first `dim` elements of each vector."""
-        return CachedVectors(self.codes[..., :dim], self.scales)
-
     def store(self, rows: torch.Tensor, slots: torch.Tensor) -> None:
         """Put [tokens, kv_heads, dim] into their slots; `rows` become what is read from there."""
         where = slots // self.block_size, slice(None), slots % self.block_size
@@ -94,6 +90,23 @@ class KvLayer:
 
     keys: CachedVectors
     values: CachedVectors
+
+    def load(self, blocks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of blocks, as `CachedVectors.load` gives them."""
+        return self.keys.load(blocks, dtype), self.values.load(blocks, dtype)
+
+
+@dataclass(frozen=True)
+class LatentKv:
+    """The vectors of latent attention: they are the keys, and their leading part is the values."""
+
+    vectors: CachedVectors
+    value_dim: int
+
+    def load(self, blocks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `KvLayer.load`."""
+        keys = self.vectors.load(blocks, dtype)
+        return keys, keys[..., : self.value_dim]
 
 
 def _decoded(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
-from serving.kernels.kv_format import CachedVectors, KvLayer
+from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def attend_chunk(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    kv: KvLayer,
+    kv: KvLayer | LatentKv,
     batch: AttentionBatch,
     chunk: PrefillChunk,
     rule: ScoreRule,
@@ -43,8 +43,10 @@ def attend_chunk(
     """
     own = slice(chunk.start, chunk.stop)
     if chunk.cached_len:
-        keys = _gather(kv.keys, chunk.blocks, chunk.context_len, query.dtype)
-        values = _gather(kv.values, chunk.blocks, chunk.context_len, query.dtype)
+        keys, values = (
+            one.transpose(0, 1).flatten(1, 2)[:, : chunk.context_len]
+            for one in kv.load(chunk.blocks, query.dtype)
+        )
     else:
         keys, values = key[own].transpose(0, 1), value[own].transpose(0, 1)
     mask = _chunk_mask(batch, chunk, rule, query.dtype)
@@ -67,15 +69,14 @@ def attend_chunk(
 
 def attend_decodes(
     query: torch.Tensor,
-    kv: KvLayer,
+    kv: KvLayer | LatentKv,
     batch: AttentionBatch,
     rule: ScoreRule,
 ) -> torch.Tensor:
     """One query per sequence: [n, heads, dim]. Heads of one KV head share one matmul."""
     rows, heads, dim = query.shape
-    tables = batch.block_tables.long()
     keys, values = (
-        one.load(tables, query.dtype).transpose(1, 2).flatten(2, 3) for one in (kv.keys, kv.values)
+        one.transpose(1, 2).flatten(2, 3) for one in kv.load(batch.block_tables.long(), query.dtype)
     )
     kv_heads = keys.shape[1]
     grouped = query.reshape(rows, kv_heads, heads // kv_heads, dim)
@@ -104,13 +105,6 @@ def _capped(
         seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         mask = _additive(seen, torch.float32)
     return (scores + mask).softmax(-1).to(value.dtype) @ value
-
-
-def _gather(
-    cache: CachedVectors, blocks: torch.Tensor, length: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """[kv_heads, length, head_dim] of one sequence."""
-    return cache.load(blocks, dtype).transpose(0, 1).flatten(1, 2)[:, :length]
 
 
 def _chunk_mask(

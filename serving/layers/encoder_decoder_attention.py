@@ -173,9 +173,7 @@ def _attend_blocks(
     query: torch.Tensor, kv: KvLayer, blocks: torch.Tensor, biases: torch.Tensor
 ) -> torch.Tensor:
     """One query per row, [rows, heads, dim], over its `blocks` [rows, blocks] of the pool."""
-    keys, values = (
-        one.load(blocks, query.dtype).transpose(1, 2).flatten(2, 3) for one in (kv.keys, kv.values)
-    )
+    keys, values = (one.transpose(1, 2).flatten(2, 3) for one in kv.load(blocks, query.dtype))
     result = F.scaled_dot_product_attention(
         query.unsqueeze(2), keys, values, attn_mask=biases, scale=1.0
     )

@@ -12,7 +12,7 @@ import torch
 
 from serving.kernels import torch_attention
 from serving.kernels.attention_batch import AttentionBatch
-from serving.kernels.kv_format import CachedVectors, KvLayer
+from serving.kernels.kv_format import KvLayer, LatentKv
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import rotate_half
 from serving.layers.attention import Rotary
@@ -60,19 +60,18 @@ class LatentAttention:
         absorbed = torch.einsum("thp,hpr->thr", query[..., :plain], self.key_up)
         query = torch.cat([absorbed, query[..., plain:]], dim=-1)
         torch_attention.write(key, kv.keys, batch)
-        latent = self._attend(query, key, kv.keys, rank, batch)
+        latent = self._attend(query, key, LatentKv(kv.keys, rank), batch)
         return self.out(torch.einsum("thr,hvr->thv", latent, self.value_up).flatten(1))
 
     def _attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
-        cache: CachedVectors,
-        rank: int,
+        kv: LatentKv,
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """[tokens, heads, rank]: mixtures of latent vectors."""
-        kv = KvLayer(cache, cache.leading(rank))
+        rank = kv.value_dim
         latent = query.new_zeros(*query.shape[:2], rank)
         if batch.num_decodes:
             latent[: batch.num_decodes] = torch_attention.attend_decodes(

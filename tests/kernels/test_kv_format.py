@@ -7,7 +7,14 @@ from attention_scene import Scene
 from serving.kernels import cpu_ops, reference
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.compiled_ops import CompiledOps
-from serving.kernels.kv_format import CODED, CachedVectors, KvLayer, format_of, stored_dtype
+from serving.kernels.kv_format import (
+    CODED,
+    CachedVectors,
+    KvLayer,
+    LatentKv,
+    format_of,
+    stored_dtype,
+)
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
@@ -280,8 +287,9 @@ def test_latent_values_are_the_leading_part_of_their_keys(stored: torch.dtype) -
     cache = empty_cache(stored, 1, 24)
     cache.store(torch.randn(20, 1, 24), torch.arange(20))
     blocks = torch.tensor([1, 0])
-    expected = cache.load(blocks, torch.float32)[..., :16]
-    assert torch.equal(cache.leading(16).load(blocks, torch.float32), expected)
+    keys, values = LatentKv(cache, 16).load(blocks, torch.float32)
+    assert torch.equal(keys, cache.load(blocks, torch.float32))
+    assert torch.equal(values, keys[..., :16])
 
 
 # ------------------------------------------------------------------ what is refused
