@@ -68,11 +68,12 @@ class Times(NamedTuple):
 
 
 class MemoryMailbox:
-    """Stands in for the socket; encodes what the engine sends and counts the tokens."""
+    """Stands in for the socket; encodes what the engine sends, and keeps the last of it."""
 
     def __init__(self) -> None:
         self.inbox: list[tuple[bytes, Generate | Abort]] = []
         self.lost_workers: set[bytes] = set()
+        self.last: list[Delta] = []
 
     def receive(self, timeout_ms: int) -> Iterator[tuple[bytes, Generate | Abort]]:
         """Everything that was put in."""
@@ -82,6 +83,7 @@ class MemoryMailbox:
     def send_step(self, worker: bytes, deltas: list[Delta]) -> None:
         """Encode as the real mailbox does."""
         codec.encode(Step(0, deltas))
+        self.last = deltas
 
 
 class TimedRunner:
@@ -155,10 +157,22 @@ class Bench:
     def submit(self, length: int, max_new_tokens: int) -> None:
         """Queue a sequence with a fresh random prompt."""
         prompt = [random.randrange(3, self.vocab_size) for _ in range(length)]
+        self._queue(prompt, max_new_tokens)
+
+    def score(self, token_ids: list[int]) -> list[float]:
+        """Log-probabilities of all tokens but the first, each given those before it."""
+        self._queue(token_ids, 1, prompt_logprobs=True)
+        self.turn()
+        while self.scheduler.num_live:
+            self.turn()
+        return self.mailbox.last[0].prompt_logprobs
+
+    def _queue(self, prompt: list[int], max_new_tokens: int, prompt_logprobs: bool = False) -> None:
         self._next_id += 1
         request = Generate(
-            0, self._next_id, prompt, SamplingParams(), StopParams(max_new_tokens=max_new_tokens)
-        )
+            0, self._next_id, prompt, SamplingParams(), StopParams(max_new_tokens=max_new_tokens),
+            prompt_logprobs=prompt_logprobs,
+        )  # fmt: skip
         self.mailbox.inbox.append((b"bench", request))
 
     def turn(self) -> Times:

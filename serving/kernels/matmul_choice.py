@@ -19,8 +19,9 @@ from serving.kernels.matmul import Matmul, PackedMatmul, PlainMatmul, padded_row
 
 log = logging.getLogger(__name__)
 NARROW = (torch.bfloat16, torch.float16)
-# Of a proof: outputs, most inputs of a group, and the rows of a decode step and of a prompt.
-PROOF_OUTPUTS, PROOF_GROUP, PROOF_ROWS = 64, 256, (1, 3, 24)
+# Of a proof: outputs, most inputs of a group, and numbers of rows, one for each way that a kernel
+# has to cut them.
+PROOF_OUTPUTS, PROOF_GROUP, PROOF_ROWS = 64, 256, (1, 2, 3, 24, 70, 130)
 # Largest error that is rounding, as a share of the largest result. Narrow types leave room for
 # activations that are quantized to 8-bit floats; a wrong layout is off by more than half.
 TOLERANCE, NARROW_TOLERANCE = 1e-3, 5e-2
@@ -164,7 +165,7 @@ def _kind(weight: CodedWeight) -> tuple[object, ...]:
     return (
         weight.book.name, per_output, weight.group_size % 2 if per_output else weight.group_size,
         weight.offsets is None, weight.order is None, weight.quantizes_activations,
-        weight.outputs % cpu.TILE == 0,
+        weight.outputs % cpu.TILE == 0, weight.columns % cpu.TILE == 0,
     )  # fmt: skip
 
 
@@ -191,15 +192,12 @@ def _candidates(device: torch.device, compiled: bool, rounds: bool) -> Iterator[
 
 
 def _gpu_ways(rounds: bool) -> Iterator[Any]:
-    """Most need triton, which CPU installations do not have."""
-    from serving.kernels.scaled_fp8 import ScaledFp8Matmul
-
-    if not rounds:
-        yield ScaledFp8Matmul
+    """They need triton, which CPU installations do not have."""
     try:
+        from serving.kernels.scaled_fp8 import ScaledFp8Matmul
         from serving.kernels.triton_coded import TritonCodedMatmul
         from serving.kernels.triton_int8 import TritonInt8Matmul
     except ImportError as error:
         log.warning("no triton kernels for quantized weights: %s", error)
         return
-    yield TritonInt8Matmul if rounds else TritonCodedMatmul
+    yield from [TritonInt8Matmul] if rounds else [ScaledFp8Matmul, TritonCodedMatmul]

@@ -6,7 +6,7 @@ few rows the inputs are split over programs, whose partial sums are added in a f
 `triton_decoding.py`, from codes to weights; `tiles.py`, the sizes.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton

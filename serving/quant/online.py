@@ -56,7 +56,7 @@ def int8_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """8-bit integers, symmetric, one scale for each row."""
     wide = rows.float()
     scales = wide.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
-    codes = wide.div_(scales).round_().to(torch.int8)
+    codes = (wide / scales).round_().to(torch.int8)
     return codes.view(torch.uint8), scales
 
 
@@ -65,7 +65,7 @@ def fp8_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = rows.float()
     most = torch.finfo(torch.float8_e4m3fn).max
     scales = wide.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / most
-    codes = wide.div_(scales).clamp_(-most, most).to(torch.float8_e4m3fn)
+    codes = (wide / scales).clamp_(-most, most).to(torch.float8_e4m3fn)
     return codes.view(torch.uint8), scales
 
 
