@@ -1,9 +1,9 @@
 """Makes the multiplication with each weight of a model: the best that runs here and is right.
 
-Runs in an engine rank while weights are loaded; handed to the layers as their `MatmulFactory`. A way
-to multiply with quantized weights is proved before it is used: a small random product of the same
-kind must come out as `DequantizedMatmul` has it. What was passed over is logged with the reason,
-once for each kind of weight. Next: `matmul.py`, `coded_matmul.py`.
+Runs in an engine rank while weights are loaded; handed to the layers as their `MatmulFactory`. A
+way to multiply with quantized weights is proved before it is used: a small random product of the
+same kind must come out as `DequantizedMatmul` has it. What was passed over is logged with the
+reason, once for each kind of weight. Next: `matmul.py`, `coded_matmul.py`.
 """
 
 import logging
@@ -65,7 +65,7 @@ class Matmuls:
             self.num_bytes += weight.nbytes
             return self._plain(weight, bias)
         self.num_bytes += weight.num_bytes
-        kind = _kind(weight)
+        kind = (*_kind(weight), *self._able(weight))
         if kind not in self._chosen:
             self._chosen[kind] = self._choose(weight)
         return self._chosen[kind][1](weight, bias, self._dtype)
@@ -81,6 +81,11 @@ class Matmuls:
             name == cpu.OneDnnInt8Matmul.name for name, _ in self._chosen.values()
         )
         return padded_rows(rows) if compiles else rows
+
+    def _able(self, weight: CodedWeight) -> list[bool]:
+        """Of each way, whether it does not rule this weight out, by its sizes for example."""
+        ways = self._candidates[weight.quantizes_activations]
+        return [way.reason_not(weight, self._dtype, self._device) is None for _, way in ways]
 
     def _choose(self, weight: CodedWeight) -> Candidate:
         passed_over: list[str] = []
@@ -160,12 +165,11 @@ def _sample(like: CodedWeight) -> CodedWeight:
 
 
 def _kind(weight: CodedWeight) -> tuple[object, ...]:
-    """What decides which ways can run."""
-    per_output = weight.scales.shape[1] == 1
+    """What decides which ways come out right, of those that can run."""
+    group = None if weight.scales.shape[1] == 1 else weight.group_size
     return (
-        weight.book.name, per_output, weight.group_size % 2 if per_output else weight.group_size,
-        weight.offsets is None, weight.order is None, weight.quantizes_activations,
-        weight.outputs % cpu.TILE == 0, weight.columns % cpu.TILE == 0,
+        weight.book.name, group, weight.offsets is None, weight.order is None,
+        weight.quantizes_activations,
     )  # fmt: skip
 
 

@@ -26,13 +26,15 @@ def load_decoder(
     ops: TorchOps,
     dtype: torch.dtype = torch.float32,
     shard: ShardContext = SINGLE,
+    quantize: str | None = None,
 ) -> Decoder:
+    """`quantize`: as the setting."""
     config = read_config(path, Settings())
     family = family_of(config)
     spec = family.spec(config)
     names = family.names_of(config)
-    quantization = quantization_of(config, path, None)
-    source = Checkpoint(path, dtype, CPU, quantization.scheme)
+    quantization = quantization_of(config, path, quantize)
+    source = Checkpoint(path, dtype, CPU, quantization.scheme, quantization.quantizer)
     source.check(expected_shapes(spec, names), names)
     context = LoadContext(spec, names, source, shard, ops, Matmuls(CPU, dtype, ops.compiled))
     return Decoder(context, spec.max_positions, CPU)

@@ -14,6 +14,7 @@ from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.mamba import Mamba
 from serving.models.registry import state_space_of
+from serving.quant.detect import quantization_of
 from serving.settings import Settings
 
 LONGEST = 512
@@ -34,11 +35,15 @@ def load(
     ops: TorchOps,
     dtype: torch.dtype = torch.float32,
     shard: ShardContext = SINGLE,
+    quantize: str | None = None,
 ) -> Loaded:
+    """`quantize`: as the setting."""
     config = read_config(path, Settings())
     family = state_space_of(config)
     assert family is not None
-    model = load_mamba(family, read_spec(family, config), path, dtype, shard, ops, CPU)
+    quantization = quantization_of(config, path, quantize)
+    spec = read_spec(family, config)
+    model = load_mamba(family, spec, path, dtype, shard, ops, CPU, quantization)
     return Loaded(model.decoder, ops, dtype, shard)
 
 

@@ -19,13 +19,14 @@ SCRIPT = Path(__file__).with_name("rank_process.py")
 class Job:
     """Prompts for one checkpoint, and how many greedy tokens each is to get.
 
-    `kv_cache_dtype`: as the setting; of decoders only.
+    `quantize`, `kv_cache_dtype`: as the settings; the latter of decoders only.
     """
 
     checkpoint: Path
     prompts: list[list[int]]
     tokens: int
     kv_cache_dtype: str | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)

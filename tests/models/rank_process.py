@@ -32,16 +32,16 @@ END = Command(Plan([], [], [], [], 0), [])
 
 def make_rig(kind: str, job: dict[str, Any], shard: ShardContext) -> SequenceRig:
     """The model of one job, on this rank."""
-    path = Path(job["checkpoint"])
+    path, quantize = Path(job["checkpoint"]), job["quantize"]
     if kind == "encoder_decoder":
         return seq2seq_rig.Seq2SeqRig(
-            seq2seq_rig.load(path, TorchOps(), shard=shard), token_budget=BUDGET
+            seq2seq_rig.load(path, TorchOps(), shard=shard, quantize=quantize), token_budget=BUDGET
         )
     if kind == "state_space":
         return mamba_rig.MambaRig(
-            mamba_rig.load(path, TorchOps(), shard=shard), token_budget=BUDGET
+            mamba_rig.load(path, TorchOps(), shard=shard, quantize=quantize), token_budget=BUDGET
         )
-    decoder = engine_rig.load_decoder(path, TorchOps(), shard=shard)
+    decoder = engine_rig.load_decoder(path, TorchOps(), shard=shard, quantize=quantize)
     return engine_rig.Rig(
         decoder, TorchOps(), token_budget=BUDGET, shard=shard, kv_cache_dtype=job["kv_cache_dtype"]
     )

@@ -18,6 +18,7 @@ from serving.models.causal_model import SequenceTraits
 from serving.models.encoder_decoder import EncoderDecoder
 from serving.models.registry import encoder_decoder_of
 from serving.protocol.messages import Delta
+from serving.quant.detect import quantization_of
 from serving.settings import Settings
 
 LONGEST = 512
@@ -40,13 +41,16 @@ def load(
     ops: TorchOps,
     dtype: torch.dtype = torch.float32,
     shard: ShardContext = SINGLE,
+    quantize: str | None = None,
 ) -> Loaded:
+    """`quantize`: as the setting."""
     config = read_config(path, Settings())
     family = encoder_decoder_of(config)
     assert family is not None
     spec = read_spec(family, config)
     traits = read_traits(path, config, spec.vocab_size)
-    model = load_encoder_decoder(family, spec, 1, path, dtype, shard, ops, CPU)
+    quantization = quantization_of(config, path, quantize)
+    model = load_encoder_decoder(family, spec, 1, path, dtype, shard, ops, CPU, quantization)
     return Loaded(model.decoder, traits, ops, dtype, shard)
 
 

@@ -1,0 +1,120 @@
+"""Quantized checkpoints on one rank and on two, beside what transformers makes of the same."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import engine_rig
+import mamba_rig
+import quantized_oracle as oracle
+import seq2seq_rig
+import torch
+from rank_group import Answer, Job, run_jobs
+from sequence_rig import SequenceRig
+from written_checkpoint import PLAIN
+
+from serving.kernels import cpu_ops
+from serving.kernels.compiled_ops import CompiledOps
+from serving.kernels.torch_ops import TorchOps
+
+LENGTHS = (37, 1, 64)
+BUDGET = 40  # cuts the longer prompts into chunks
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how its weights are kept.
+
+    `flag`: --quantize, of a plain checkpoint; others have their plain form below. `rounds`: whether
+    activations are rounded. `kind`: as `rank_process.py` calls it.
+    """
+
+    name: str
+    checkpoint: Path
+    flag: str | None = None
+    rounds: bool = False
+    kind: str = "decoder"
+    transposed: bool = False
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        source = random.Random(self.name)
+        return [[source.randrange(3, 320) for _ in range(n)] for n in LENGTHS]
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        return self.flag is not None or self.rounds
+
+    def expected(self, size: int) -> list[Answer]:
+        """What transformers gives for `size` ranks."""
+        plain = self.checkpoint / PLAIN
+        if self.flag is not None:
+            plain = self.checkpoint.with_name(f"{self.checkpoint.name}-{self.flag}-{size}")
+            oracle.write_rounded(self.checkpoint, plain, self.flag, size, self.transposed)
+        model = oracle.load_plain(plain)
+        if self.rounds:
+            oracle.round_rows(model, size)
+        return oracle.greedy(model, self.prompts)
+
+    def on_one_rank(self) -> list[Answer]:
+        """With the compiled operations where they are there, all prompts in one batch."""
+        ops = CompiledOps() if cpu_ops.load() else TorchOps()
+        rig = self._rig(ops)
+        for number, prompt in enumerate(self.prompts):
+            rig.add(number, prompt, oracle.TOKENS)
+        rig.run()
+        return [Answer(rig.tokens[i], torch.stack(rig.logits[i])) for i in range(len(LENGTHS))]
+
+    def _rig(self, ops: TorchOps) -> SequenceRig:
+        path, flag = self.checkpoint, self.flag
+        if self.kind == "encoder_decoder":
+            return seq2seq_rig.Seq2SeqRig(
+                seq2seq_rig.load(path, ops, quantize=flag), token_budget=BUDGET
+            )
+        if self.kind == "state_space":
+            return mamba_rig.MambaRig(mamba_rig.load(path, ops, quantize=flag), token_budget=BUDGET)
+        decoder = engine_rig.load_decoder(path, ops, quantize=flag)
+        return engine_rig.Rig(decoder, ops, token_budget=BUDGET)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Answers to the prompts of one case, by transformers and by us."""
+
+    expected: list[Answer]
+    found: list[Answer]
+
+    @property
+    def error(self) -> float:
+        """Largest difference of two logits."""
+        pairs = zip(self.found, self.expected, strict=True)
+        return max(float((one.logits - other.logits).abs().max()) for one, other in pairs)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all tokens are equal."""
+        return [one.tokens for one in self.found] == [one.tokens for one in self.expected]
+
+
+Results = dict[str, dict[int, Comparison]]  # case -> number of ranks -> comparison
+
+
+def compare(cases: Sequence[Case], directory: Path) -> Results:
+    """Every case on one rank and on two; the latter in one group for each kind of model."""
+    results: Results = {}
+    for case in cases:
+        with torch.inference_mode():
+            found = case.on_one_rank()
+        results[case.name] = {1: Comparison(case.expected(1), found)}
+    for kind in sorted({case.kind for case in cases}):
+        own = [case for case in cases if case.kind == kind]
+        jobs = [
+            Job(case.checkpoint, case.prompts, oracle.TOKENS, quantize=case.flag) for case in own
+        ]
+        (directory / kind).mkdir()
+        for case, answers in zip(own, run_jobs(kind, jobs, directory / kind), strict=True):
+            single = results[case.name][1].expected
+            expected = case.expected(2) if case.depends_on_ranks else single
+            results[case.name][2] = Comparison(expected, answers)
+    return results
