@@ -21,7 +21,6 @@ from transformers.pytorch_utils import Conv1D
 from written_checkpoint import is_linear
 from written_matrix import Floats
 
-TOKENS = 12
 DIVIDED = (  # ends of the names of modules whose inputs are divided over ranks
     "o_proj", "down_proj", "c_proj", "attention.dense", "dense_4h_to_h", "w2", "x_proj", "out_proj",
     "Attention.o", "wo",
@@ -65,13 +64,19 @@ ONLINE: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+def is_rounded(module: str) -> bool:
+    """Whether a matrix is quantized while loading."""
+    if module.endswith("dt_proj"):  # which checkpoints with groups of inputs cannot have quantized
+        return True
+    return is_linear(module) and not module.endswith(UP_OF_LATENT)
+
+
 def write_rounded(source: Path, output: Path, flag: str, size: int, transposed: bool) -> Path:
     """The plain checkpoint in `source` with the weights that `size` ranks make of it."""
     tensors = load_file(source / "model.safetensors")
     for name, value in tensors.items():
         module = name.removesuffix(".weight")
-        is_kept = not is_linear(module) and not module.endswith("dt_proj")
-        if module == name or value.dim() != 2 or is_kept or module.endswith(UP_OF_LATENT):
+        if module == name or value.dim() != 2 or not is_rounded(module):
             continue
         matrix = np.ascontiguousarray((value.T if transposed else value).float().numpy())
         parts = np.split(matrix, size if module.endswith(DIVIDED) else 1, axis=1)
@@ -87,7 +92,7 @@ def write_rounded(source: Path, output: Path, flag: str, size: int, transposed: 
 def round_rows(model: nn.Module, size: int) -> None:
     """Let every linear layer but the head round its input to 8 bits, by row and by rank."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and is_linear(name):
+        if isinstance(module, nn.Linear | Conv1D) and is_rounded(name):
             parts = size if name.endswith(DIVIDED) else 1
             module.register_forward_pre_hook(_rounding(parts))
 
@@ -112,20 +117,20 @@ def load_plain(path: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def greedy(model: Any, prompts: Sequence[list[int]]) -> list[Answer]:
-    """Greedy tokens and their logits, everything recomputed at each token."""
-    return [_greedy(model, prompt) for prompt in prompts]
+def answers(model: Any, prompts: Sequence[list[int]], found: Sequence[Answer]) -> list[Answer]:
+    """The greedy tokens behind every beginning of what was found, and their logits.
+
+    They are what was found exactly if that is greedy, and take one pass for all of them.
+    """
+    return [_answer(model, *pair) for pair in zip(prompts, found, strict=True)]
 
 
-def _greedy(model: Any, prompt: list[int]) -> Answer:
-    tokens: list[int] = []
-    rows = []
-    for _ in range(TOKENS):
-        if model.config.is_encoder_decoder:
-            begun = torch.tensor([[model.config.decoder_start_token_id, *tokens]])
-            given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": begun}
-        else:
-            given = {"input_ids": torch.tensor([prompt + tokens])}
-        rows.append(model(**given, use_cache=False).logits[0, -1])
-        tokens.append(int(rows[-1].argmax()))
-    return Answer(tokens, torch.stack(rows))
+def _answer(model: Any, prompt: list[int], found: Answer) -> Answer:
+    begun = found.tokens[:-1]
+    if model.config.is_encoder_decoder:
+        started = torch.tensor([[model.config.decoder_start_token_id, *begun]])
+        given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": started}
+    else:
+        given = {"input_ids": torch.tensor([prompt + begun])}
+    rows = model(**given, use_cache=False).logits[0, -len(found.tokens) :]
+    return Answer(rows.argmax(-1).tolist(), rows)

@@ -19,7 +19,8 @@ SCRIPT = Path(__file__).with_name("rank_process.py")
 class Job:
     """Prompts for one checkpoint, and how many greedy tokens each is to get.
 
-    `quantize`, `kv_cache_dtype`: as the settings; the latter of decoders only.
+    `quantize`, `kv_cache_dtype`: as the settings; the latter of decoders only. `kind`: where it is
+    another than that of the group.
     """
 
     checkpoint: Path
@@ -27,6 +28,7 @@ class Job:
     tokens: int
     kv_cache_dtype: str | None = None
     quantize: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)

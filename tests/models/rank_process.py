@@ -33,6 +33,7 @@ END = Command(Plan([], [], [], [], 0), [])
 def make_rig(kind: str, job: dict[str, Any], shard: ShardContext) -> SequenceRig:
     """The model of one job, on this rank."""
     path, quantize = Path(job["checkpoint"]), job["quantize"]
+    kind = job["kind"] or kind
     if kind == "encoder_decoder":
         return seq2seq_rig.Seq2SeqRig(
             seq2seq_rig.load(path, TorchOps(), shard=shard, quantize=quantize), token_budget=BUDGET
