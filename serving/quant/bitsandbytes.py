@@ -59,7 +59,8 @@ class FloatScheme:
 
     def holds(self, module: str, tensors: TensorIndex) -> bool:
         """See `Scheme`."""
-        return f"{module}.weight.absmax" in tensors
+        stem = f"{module}.weight"
+        return f"{stem}.absmax" in tensors or self._state_name(stem) in tensors
 
     def shapes(self, module: str, outputs: int, inputs: int, tensors: TensorIndex) -> Shapes:
         """See `Scheme`."""
