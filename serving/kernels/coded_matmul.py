@@ -17,7 +17,8 @@ TILE = 16  # outputs that the compiled operations work on together
 # As cpu_ops_codes.h numbers them; other books of 4 bits are tables.
 KINDS = {INT4.name: 0, INT8.name: 2, E4M3.name: 3, E5M2.name: 4}
 TABLE, BFLOAT16, HALF = 1, 5, 6
-E4M3_UNIT = 2.0**-8  # numbers of the compiled kernel are in this unit
+# The compiled kernel counts codes of 4 bits from 0, and 8-bit floats in this unit.
+INT4_MIDDLE, E4M3_UNIT = 8.0, 2.0**-8
 
 
 class CompiledCodedMatmul:
@@ -31,11 +32,13 @@ class CompiledCodedMatmul:
         self._kind = _kind(weight.book)
         paired = ops.takes_pairs(dtype, self._kind)
         self._packed = ops.pack_codes(weight.codes, self._kind, paired)
-        scales = weight.scales
+        scales, offsets = weight.scales, weight.offsets
         if weight.book == E4M3:
             scales = scales / E4M3_UNIT
+        if weight.book == INT4:
+            offsets = (0 if offsets is None else offsets) - INT4_MIDDLE * scales
         self._scales = in_tiles(scales)
-        self._offsets = None if weight.offsets is None else in_tiles(weight.offsets)
+        self._offsets = None if offsets is None else in_tiles(offsets)
         self._table = torch.tensor(weight.book.values) if self._kind == TABLE else None
         self._bias, self._outputs, self._order = bias, weight.outputs, weight.order
 
@@ -46,8 +49,9 @@ class CompiledCodedMatmul:
         """Why this cannot run, or None."""
         if weight.quantizes_activations:
             return "does not quantize activations"
-        if weight.group_size % 2:
-            return "groups of an odd number of inputs"
+        step = 8 if weight.book == INT4 else 2
+        if weight.group_size % step:
+            return f"groups of {weight.group_size} inputs, no multiple of {step}"
         return None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

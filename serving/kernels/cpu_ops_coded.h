@@ -41,8 +41,22 @@ template <typename Weights>
 struct Expanded {
   const Weights* data;
 
-  const Weights& operator()(int64_t pair) const { return data[pair]; }
+  static constexpr int kPairs = 1;
+
+  template <int>
+  const Weights& get(int64_t pair) const {
+    return data[pair];
+  }
 };
+
+// body(i) for i in [0, n), each known to the compiler.
+template <int n, typename F, int i = 0>
+inline void unrolled(const F& body) {
+  if constexpr (i < n) {
+    body(std::integral_constant<int, i>{});
+    unrolled<n, F, i + 1>(body);
+  }
+}
 
 // Adds sums, scaled, to a tile of totals; `sum`: of the row's inputs, for the offsets.
 inline void finish(const FloatSums& sums, Groups group, float sum, float* totals) {
@@ -84,18 +98,21 @@ void add_block(const Source* tiles, int64_t pair, const Block& block,
     for (auto& row : acc)
       for (Sums& one : row) one.clear();
     const auto multiply = [&](int64_t p) {
+      unrolled<Source::kPairs>([&](auto which) {
+        constexpr int k = decltype(which)::value;
 #pragma GCC unroll 4
-      for (int j = 0; j < t; ++j) {
-        const auto& w = tiles[j](pair + p);
+        for (int j = 0; j < t; ++j) {
+          const auto& w = tiles[j].template get<k>(pair + p);
 #pragma GCC unroll 8
-        for (int i = 0; i < m; ++i) acc[i][j].add(w, x + i * stride + 2 * p);
-      }
+          for (int i = 0; i < m; ++i) acc[i][j].add(w, x + i * stride + 2 * (p + k));
+        }
+      });
     };
     if constexpr (Sums::kUnrolls) {
 #pragma GCC unroll 4
-      for (int64_t p = 0; p < pairs; ++p) multiply(p);
+      for (int64_t p = 0; p < pairs; p += Source::kPairs) multiply(p);
     } else {
-      for (int64_t p = 0; p < pairs; ++p) multiply(p);
+      for (int64_t p = 0; p < pairs; p += Source::kPairs) multiply(p);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < m; ++i) {
@@ -192,7 +209,11 @@ struct Product {
                 float* totals) const {
     alignas(64) typename Sums::Weights buffer[kSegment / 2];
     const int64_t pairs = block.pieces * block.length / 2;
-    for (int64_t p = 0; p < pairs; ++p) buffer[p] = tile(block.first / 2 + p);
+    for (int64_t p = 0; p < pairs; p += Tile::kPairs) {
+      unrolled<Tile::kPairs>([&](auto k) {
+        buffer[p + k] = tile.template get<decltype(k)::value>(block.first / 2 + p);
+      });
+    }
     const Expanded<typename Sums::Weights> source{buffer};
     for (int64_t row = 0; row < rows; row += Sums::kRows) {
       add_rows<Sums, Sums::kRows, 1>(
@@ -222,18 +243,20 @@ inline Tensor pack_codes(const Tensor& codes, int64_t kind, bool paired) {
   const auto which = static_cast<Codes>(kind);
   const int64_t size = are_nibbles(which) ? 1 : codes.element_size();
   const int64_t outputs = codes.size(0), row = codes.size(1) * codes.element_size();
-  const int64_t pair = bytes_of_pair(which), width = pair / kTile;  // bytes of an output
-  TORCH_CHECK(row % width == 0, "codes must have an even number of inputs");
-  const int64_t pairs = row / width, tiles = (outputs + kTile - 1) / kTile;
-  Tensor packed = at::zeros({tiles, pairs, pair}, codes.options().dtype(at::kByte));
+  const int64_t together = paired ? 1 : pairs_of_step(which);
+  const int64_t step = bytes_of_pair(which) * together, width = step / kTile;  // of an output
+  TORCH_CHECK(row % width == 0, "codes must fill ", 2 * together, " inputs at a time");
+  const int64_t steps = row / width, tiles = (outputs + kTile - 1) / kTile;
+  Tensor packed = at::zeros({tiles, steps * together, step / together},
+                            codes.options().dtype(at::kByte));
   const auto* from = static_cast<const uint8_t*>(codes.const_data_ptr());
   const int64_t stride = codes.stride(0) * codes.element_size();
   uint8_t* to = packed.mutable_data_ptr<uint8_t>();
-  parallel_rows(tiles, pairs * pair, [&](int64_t tile) {
+  parallel_rows(tiles, steps * step, [&](int64_t tile) {
     for (int64_t o = 0; o < std::min<int64_t>(kTile, outputs - tile * kTile); ++o) {
       const uint8_t* in = from + (tile * kTile + o) * stride;
-      uint8_t* out = to + tile * pairs * pair;
-      for (int64_t p = 0; p < pairs; ++p, in += width, out += pair) {
+      uint8_t* out = to + tile * steps * step;
+      for (int64_t p = 0; p < steps; ++p, in += width, out += step) {
         if (are_nibbles(which) || paired) {
           std::memcpy(out + o * width, in, width);
         } else {
@@ -270,6 +293,25 @@ void by_strips(const P& product, Tensor& out, const F& done) {
       }
     }
   });
+}
+
+// x in fp32, multiplied with what the numbers of its codes are in units of.
+template <typename T>
+Tensor widened(const Tensor& x, bool has_units) {
+  if (!has_units && std::is_same_v<T, float>) return x;
+  Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  float units[kWidth];
+  for (int i = 0; i < kWidth; ++i) units[i] = has_units ? kInt4Units[i % 4] : 1;
+  const Vec factors = Vec::loadu(units);
+  const T* from = x.const_data_ptr<T>();
+  float* to = wide.mutable_data_ptr<float>();
+  parallel_rows(x.size(0), x.size(1), [&](int64_t row) {
+    for_vectors(x.size(1), [&](int64_t i, auto count) {
+      const int64_t at = row * x.size(1) + i;
+      write(to + at, read(from + at, count) * factors, count);
+    });
+  });
+  return wide;
 }
 
 // Sums of each row's groups of inputs, fp32 [rows, groups].
@@ -338,8 +380,8 @@ void by_codes(Codes codes, const F& body) {
 }
 
 // x [rows, inputs] with codes packed for its dtype, scales and offsets [tiles, groups, kTile], the
-// table [16] of kTable4, bias [outputs] of the dtype of x; to [rows, outputs]. Codes of kE4M3 count
-// as kE4M3Unit of their number.
+// table [16] of kTable4, bias [outputs] of the dtype of x; to [rows, outputs]. Codes of kInt4 count
+// from 0, those of kE4M3 as kE4M3Unit of their number.
 inline Tensor coded_matmul(const Tensor& x, const Tensor& packed,
                            const std::optional<Tensor>& scales,
                            const std::optional<Tensor>& offsets,
@@ -350,7 +392,8 @@ inline Tensor coded_matmul(const Tensor& x, const Tensor& packed,
   const int64_t inputs = x.size(1), tiles = (outputs + kTile - 1) / kTile;
   check_packed(packed, outputs, inputs, bytes_of_pair(codes));
   const int64_t groups = scales ? scales->size(1) : 1;
-  TORCH_CHECK(inputs % (2 * groups) == 0, "groups must be of an even number of inputs");
+  const int64_t step = takes_pairs(x.scalar_type(), codes) ? 2 : 2 * pairs_of_step(codes);
+  TORCH_CHECK(inputs % (step * groups) == 0, "groups must fill ", step, " inputs at a time");
   if (scales) check_tiles(*scales, "scales", tiles, groups);
   if (offsets) check_tiles(*offsets, "offsets", tiles, groups);
   if (table) check_vector(*table, "table", 16, at::kFloat);
@@ -374,7 +417,7 @@ inline Tensor coded_matmul(const Tensor& x, const Tensor& packed,
 #endif
       constexpr bool is_narrow = own == Codes::kTable4 && !std::is_same_v<T, float>;
       constexpr Codes used = is_narrow ? Codes::kNarrowTable4 : own;
-      run_coded<T, FloatSums, CodeTile<used>>(rows.to(at::kFloat), sums, packed, given(scales),
+      run_coded<T, FloatSums, CodeTile<used>>(widened<T>(rows, own == Codes::kInt4), sums, packed, given(scales),
                                              given(offsets), given(table), given(bias), out);
     });
   });

@@ -1,8 +1,9 @@
 // How the codes of quantized weights become numbers: sixteen outputs at a time (a tile), for two
 // neighbouring inputs (a pair). Used by cpu_ops_coded.h. In: tiles as `pack_codes` lays them out,
-// pair by pair. Nibbles: a byte of each output, the even input low. Else planar (all outputs of the
-// even input, then of the odd one), or paired (output by output, both inputs) where products take
-// pairs.
+// step by step, a step being one pair or more. 4-bit integers: a word of each output, eight inputs,
+// the first lowest. Other nibbles: a byte of each output, the even input low. Else planar (all
+// outputs of the even input, then of the odd one), or paired (output by output, both inputs) where
+// products take pairs.
 #pragma once
 
 #include "cpu_ops_vectors.h"
@@ -32,6 +33,11 @@ struct Pair {
   Vec even[kVecs], odd[kVecs];
 };
 
+// Pairs of a step, where they are not paired; and what the inputs of a step must be multiplied with
+// for kInt4, whose numbers are 0 to 15 times a power of 16: bits that stay where they are.
+constexpr int pairs_of_step(Codes codes) { return codes == Codes::kInt4 ? 4 : 1; }
+constexpr float kInt4Units[4] = {1, 0x1p-4f, 0x1p-8f, 0x1p-12f};
+
 // ---------------------------------------------------------------- kWidth 32-bit integers
 
 #if defined(CPU_CAPABILITY_AVX512)
@@ -45,7 +51,6 @@ inline Ints signed_bytes(const uint8_t* p) {
 inline Ints words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Ints masked(Ints a, int32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(mask)); }
 inline Ints either(Ints a, Ints b) { return _mm512_or_si512(a, b); }
-inline Ints minus(Ints a, int32_t b) { return _mm512_sub_epi32(a, _mm512_set1_epi32(b)); }
 template <int n>
 inline Ints left(Ints a) { return _mm512_slli_epi32(a, n); }
 template <int n>
@@ -78,7 +83,6 @@ inline Ints words(const uint8_t* p) {
 }
 inline Ints masked(Ints a, int32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(mask)); }
 inline Ints either(Ints a, Ints b) { return _mm256_or_si256(a, b); }
-inline Ints minus(Ints a, int32_t b) { return _mm256_sub_epi32(a, _mm256_set1_epi32(b)); }
 template <int n>
 inline Ints left(Ints a) { return _mm256_slli_epi32(a, n); }
 template <int n>
@@ -121,7 +125,6 @@ inline Ints words(const uint8_t* p) {
 }
 inline Ints masked(Ints a, int32_t mask) { return each([&](int i) { return a.lane[i] & mask; }); }
 inline Ints either(Ints a, Ints b) { return each([&](int i) { return a.lane[i] | b.lane[i]; }); }
-inline Ints minus(Ints a, int32_t b) { return each([&](int i) { return a.lane[i] - b; }); }
 template <int n>
 inline Ints left(Ints a) {
   return each([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) << n); });
@@ -231,18 +234,29 @@ struct NarrowTable {
 #endif
 };
 
-// One tile of planar codes; gives pairs.
+// One tile of planar codes; gives pair `i` of the step that begins with a pair.
 template <Codes codes>
 struct CodeTile {
   static constexpr int64_t kPairBytes = bytes_of_pair(codes);
+  static constexpr int kPairs = pairs_of_step(codes);
   const uint8_t* data;
   const float* table;  // of kTable4: 16 numbers
   NarrowTable narrow{table};
 
-  Pair operator()(int64_t pair) const {
+  template <int i>
+  Pair get(int64_t pair) const {
     constexpr int64_t size = bytes_of_pair(codes) / (are_nibbles(codes) ? 1 : 2);  // of one input
     const uint8_t* p = data + pair * bytes_of_pair(codes);
     Pair r;
+    if constexpr (codes == Codes::kInt4) {
+      constexpr int32_t low = i % 2 == 0 ? 0xf : 0xf00;
+      for (int v = 0; v < kVecs; ++v) {
+        const Ints all = words(p + v * 4 * kWidth), four = i < 2 ? all : right<16>(all);
+        r.even[v] = converted(masked(four, low));
+        r.odd[v] = converted(masked(four, low << 4));
+      }
+      return r;
+    }
     if constexpr (codes == Codes::kNarrowTable4) {
       narrow.look_up(p, r.even, r.odd);
       return r;
@@ -253,11 +267,7 @@ struct CodeTile {
 
  private:
   void fill(const uint8_t* p, const uint8_t* q, Vec& even, Vec& odd) const {
-    if constexpr (codes == Codes::kInt4) {
-      const Ints both = unsigned_bytes(p);
-      even = converted(minus(masked(both, 15), 8));
-      odd = converted(minus(right<4>(both), 8));
-    } else if constexpr (codes == Codes::kTable4) {
+    if constexpr (codes == Codes::kTable4) {
       const Ints both = unsigned_bytes(p);
       even = looked_up(masked(both, 15), table);
       odd = looked_up(right<4>(both), table);
@@ -363,10 +373,12 @@ struct IntSums {
 // One tile of paired 8-bit integers; gives them as 16-bit ones.
 struct ShortTile {
   static constexpr int64_t kPairBytes = bytes_of_pair(Codes::kInt8);
+  static constexpr int kPairs = 1;
   const uint8_t* data;
   const float* unused;
 
-  Shorts operator()(int64_t pair) const {
+  template <int>
+  Shorts get(int64_t pair) const {
     Shorts r;
     for (int v = 0; v < kVecs; ++v) r.v[v] = shorts(data + pair * 2 * kTile + v * 2 * kWidth);
     return r;
@@ -394,12 +406,14 @@ struct HalfSums {
 template <Codes codes>
 struct HalfTile {
   static constexpr int64_t kPairBytes = bytes_of_pair(codes);
+  static constexpr int kPairs = 1;
   const uint8_t* data;
   __m512i table;  // of nibbles: their numbers in bf16, twice
 
   HalfTile(const uint8_t* data_, const float* table_) : data(data_), table(halves(table_)) {}
 
-  __m512bh operator()(int64_t pair) const {
+  template <int>
+  __m512bh get(int64_t pair) const {
     const uint8_t* p = data + pair * bytes_of_pair(codes);
     if constexpr (are_nibbles(codes)) {
       // The index of a 16-bit lane is its low five bits; the fifth is never looked at.
@@ -420,7 +434,7 @@ struct HalfTile {
     if constexpr (!are_nibbles(codes)) return _mm512_setzero_si512();
     BFloat16 twice[32];
     for (int i = 0; i < 32; ++i) {
-      twice[i] = codes == Codes::kInt4 ? BFloat16(float(i % 16 - 8)) : BFloat16(table[i % 16]);
+      twice[i] = codes == Codes::kInt4 ? BFloat16(float(i % 16)) : BFloat16(table[i % 16]);
     }
     return _mm512_loadu_si512(twice);
   }
