@@ -28,7 +28,7 @@ from serving.kernels.cpu_level import CpuLevel, levels, this_cpu
 SOURCE = Path(__file__).with_name("cpu_ops.cpp")
 HEADERS = tuple(
     SOURCE.with_name(f"cpu_ops_{name}.h")
-    for name in ("vectors", "kv", "codes", "coded", "decode", "scan", "exchange")
+    for name in ("vectors", "kv", "codes", "product", "coded", "decode", "scan", "exchange")
 )
 # No -ffast-math: the ops rely on infinities. -fopenmp is for compiling only: linking resolves the
 # OpenMP symbols through libtorch_cpu, so there is one thread pool, torch's own.

@@ -1,5 +1,5 @@
 // How the codes of quantized weights become numbers: sixteen outputs at a time (a tile), for two
-// neighbouring inputs (a pair). Used by cpu_ops_coded.h. In: tiles as `pack_codes` lays them out,
+// neighbouring inputs (a pair). Used by cpu_ops_product.h. In: tiles as `pack_codes` lays them out,
 // step by step, a step being one pair or more. 4-bit integers: a word of each output, eight inputs,
 // the first lowest. Other nibbles: a byte of each output, the even input low. Else planar (all
 // outputs of the even input, then of the odd one), or paired (output by output, both inputs) where
@@ -182,25 +182,27 @@ inline Vec e4m3(const uint8_t* p) {
 }
 inline Vec e5m2(const uint8_t* p) { return converted_halves(left16<8>(bytes_as_halves(p))); }
 
-// A table of 16 numbers in fp16, as nibbles look it up: tile by tile.
-struct NarrowTable {
-  uint8_t low[16], high[16];  // the bytes of each
+// The numbers of nibbles, in every form in which they are looked up.
+struct Table {
+  float numbers[16];
+  uint8_t low[16], high[16];  // the bytes of each in fp16
 
-  explicit NarrowTable(const float* numbers) {
-    for (int i = 0; numbers != nullptr && i < 16; ++i) {
-      const uint16_t bits = c10::Half(numbers[i]).x;
-      low[i] = static_cast<uint8_t>(bits);
-      high[i] = static_cast<uint8_t>(bits >> 8);
+  explicit Table(const float* from) {
+    for (int i = 0; i < 16; ++i) {
+      numbers[i] = from[i];
+      const uint16_t half = c10::Half(from[i]).x;
+      low[i] = static_cast<uint8_t>(half);
+      high[i] = static_cast<uint8_t>(half >> 8);
     }
   }
 
   // Sixteen bytes of two nibbles to the numbers of the low nibbles and of the high ones.
-  void look_up(const uint8_t* p, Vec* even, Vec* odd) const {
+  void look_up_halves(const uint8_t* p, Vec* even, Vec* odd) const {
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
     const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     const __m128i mask = _mm_set1_epi8(15);
-    numbers(_mm_and_si128(both, mask), even);
-    numbers(_mm_and_si128(_mm_srli_epi16(both, 4), mask), odd);
+    halves_of(_mm_and_si128(both, mask), even);
+    halves_of(_mm_and_si128(_mm_srli_epi16(both, 4), mask), odd);
 #else
     float r[2][kTile];
     for (int i = 0; i < kTile; ++i) {
@@ -219,7 +221,7 @@ struct NarrowTable {
 
  private:
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-  void numbers(__m128i index, Vec* out) const {
+  void halves_of(__m128i index, Vec* out) const {
     const __m128i l = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low)), index);
     const __m128i h =
         _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(high)), index);
@@ -240,8 +242,7 @@ struct CodeTile {
   static constexpr int64_t kPairBytes = bytes_of_pair(codes);
   static constexpr int kPairs = pairs_of_step(codes);
   const uint8_t* data;
-  const float* table;  // of kTable4: 16 numbers
-  NarrowTable narrow{table};
+  const Table* table;  // of nibbles
 
   template <int i>
   Pair get(int64_t pair) const {
@@ -258,7 +259,7 @@ struct CodeTile {
       return r;
     }
     if constexpr (codes == Codes::kNarrowTable4) {
-      narrow.look_up(p, r.even, r.odd);
+      table->look_up_halves(p, r.even, r.odd);
       return r;
     }
     for (int v = 0; v < kVecs; ++v, p += size / kVecs) fill(p, p + size, r.even[v], r.odd[v]);
@@ -269,8 +270,8 @@ struct CodeTile {
   void fill(const uint8_t* p, const uint8_t* q, Vec& even, Vec& odd) const {
     if constexpr (codes == Codes::kTable4) {
       const Ints both = unsigned_bytes(p);
-      even = looked_up(masked(both, 15), table);
-      odd = looked_up(right<4>(both), table);
+      even = looked_up(masked(both, 15), table->numbers);
+      odd = looked_up(right<4>(both), table->numbers);
     } else {
       even = number(p);
       odd = number(q);
@@ -375,7 +376,7 @@ struct ShortTile {
   static constexpr int64_t kPairBytes = bytes_of_pair(Codes::kInt8);
   static constexpr int kPairs = 1;
   const uint8_t* data;
-  const float* unused;
+  const Table* unused;
 
   template <int>
   Shorts get(int64_t pair) const {
@@ -410,7 +411,7 @@ struct HalfTile {
   const uint8_t* data;
   __m512i table;  // of nibbles: their numbers in bf16, twice
 
-  HalfTile(const uint8_t* data_, const float* table_) : data(data_), table(halves(table_)) {}
+  HalfTile(const uint8_t* data_, const Table* table_) : data(data_), table(halves(table_)) {}
 
   template <int>
   __m512bh get(int64_t pair) const {
@@ -430,11 +431,11 @@ struct HalfTile {
     return codes == Codes::kE4M3 ? e4m3(p) : e5m2(p);
   }
 
-  static __m512i halves(const float* table) {
+  static __m512i halves(const Table* table) {
     if constexpr (!are_nibbles(codes)) return _mm512_setzero_si512();
     BFloat16 twice[32];
     for (int i = 0; i < 32; ++i) {
-      twice[i] = codes == Codes::kInt4 ? BFloat16(float(i % 16)) : BFloat16(table[i % 16]);
+      twice[i] = codes == Codes::kInt4 ? BFloat16(float(i % 16)) : BFloat16(table->numbers[i % 16]);
     }
     return _mm512_loadu_si512(twice);
   }

@@ -113,7 +113,7 @@ def _bitsandbytes() -> Any:
         raise StartupError(
             PHASE,
             f"--quantize bitsandbytes needs the bitsandbytes library, which is not there ({error})",
-            "pip install 'text-generation-serving[quantization]', or choose another scheme",
+            "install bitsandbytes, or choose another scheme",
         ) from error
     return functional
 
