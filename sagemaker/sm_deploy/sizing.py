@@ -18,7 +18,8 @@ RESERVED_GIB = 1.5  # of each device: context, graphs, communication
 SHORT_CONTEXT = 4096  # tokens; with less a server is of little use
 # Quantization while loading -> bytes left of the 16-bit weights.
 QUANTIZED = {
-    "bitsandbytes": 0.5, "eetq": 0.5, "fp8": 0.5, "int8": 0.5, "bitsandbytes-nf4": 0.3, "bitsandbytes-fp4": 0.3,
+    "bitsandbytes": 0.5, "eetq": 0.5, "fp8": 0.5, "int8": 0.5,
+    "bitsandbytes-nf4": 0.3, "bitsandbytes-fp4": 0.3,
 }  # fmt: skip
 # Slow ends of what is usual: bytes per second from S3 or the Hub, and from disk to device.
 DOWNLOAD_RATE, LOAD_RATE = 100e6, 200e6
