@@ -17,6 +17,7 @@ from serving.quant.scheme import Part, Shapes, TensorIndex, check_dtype, check_f
 BITS = 4
 PER_WORD = 8
 MIDDLE = 8  # zero point of checkpoints without zero points
+ACTIVATIONS = ("act", "gelu_impl")  # modules of AutoAWQ that have scales
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which output each part of a word holds, from the lowest bits
 
 
@@ -38,6 +39,7 @@ class AwqScheme:
                 f"tensor {module}.qweight has {outputs} outputs; AWQ packs them by {PER_WORD}",
                 "use a checkpoint that was quantized without this layer",
             )
+        _check_activation(module, tensors)
         check_dtype(tensors, f"{module}.qweight", torch.int32)
         check_dtype(tensors, f"{module}.qzeros", torch.int32)
         groups = count_groups(inputs, self.group_size)
@@ -62,6 +64,17 @@ class AwqScheme:
             zeros = in_order(tensors.slice(f"{module}.qzeros").read((0, groups), words))[:, own]
         group_of = neighbours(part.columns, part.inputs, self.group_size)
         return affine_weight(module, codes.T.contiguous(), zeros.T, scales.T.contiguous(), group_of)
+
+
+def _check_activation(module: str, tensors: TensorIndex) -> None:
+    """Refuse models whose activations have scales that no layer before them could take."""
+    for name in ACTIVATIONS:
+        scales = f"{module.rpartition('.')[0]}.{name}.scales"
+        if scales in tensors:
+            refuse(
+                f"tensor {scales}: AWQ with scaled activations is not supported",
+                "use a GPTQ checkpoint of the model",
+            )
 
 
 def in_order(words: torch.Tensor) -> torch.Tensor:

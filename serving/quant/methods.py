@@ -48,7 +48,7 @@ def _gptq(config: Config) -> Scheme:
 
 
 def _awq(config: Config) -> Scheme:
-    version = str(config.get("version") or "gemm").lower()
+    version = str(config.get("version") or config.get("checkpoint_format") or "gemm").lower()
     if version != "gemm":
         refuse_value("version", version, ("gemm",))
     _one_of(config, (awq.BITS,), "bits", "w_bit")

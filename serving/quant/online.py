@@ -18,7 +18,7 @@ from serving.kernels.codebooks import E4M3, FP4, INT8, NF4, Codebook
 from serving.kernels.coded_weight import CodedWeight, pack_nibbles
 from serving.quant.scheme import PHASE, check_finite
 
-CHUNK = 2**20  # numbers
+CHUNK = 2**18  # numbers, which fit into a cache
 BLOCK = 64  # of bitsandbytes' 4-bit types
 Rows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 

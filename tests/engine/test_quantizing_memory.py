@@ -59,10 +59,10 @@ def shape(layers: int, hidden: int, intermediate: int) -> Shape:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny one, and one of 340 MB."""
+    """A tiny one, and one of 240 MB."""
     directory = tmp_path_factory.mktemp("models")
     make_model(shape(2, 64, 128), directory / "tiny")
-    make_model(shape(6, 1024, 8192), directory / "large")
+    make_model(shape(4, 1024, 8192), directory / "large")
     return directory / "tiny", directory / "large"
 
 

@@ -1,5 +1,6 @@
 """Every quantized form of a Llama, on one rank and on two, against its dequantized weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,10 @@ GPTQ: dict[str, Writer] = {
 } | {"gptq, ragged groups": Gptq(4, 64, False, False)}
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 2}  # for Marlin's tiles
 WRITERS = GPTQ | OTHERS | MARLIN
-SPECIAL = ("gptq, output head", "gptq, some layers plain")
+SPECIAL: dict[str, tuple[Writer, Callable[[str], bool]]] = {
+    "gptq, output head": (Gptq(lm_head=True), lambda name: "embed" not in name),
+    "gptq, some layers plain": (Gptq(), lambda name: is_linear(name) and "k_proj" not in name),
+}
 
 
 def make(directory: Path) -> list[Case]:
@@ -36,10 +40,10 @@ def make(directory: Path) -> list[Case]:
              rounds=name in ROUNDED)
         for name, writer in WRITERS.items()
     ]  # fmt: skip
-    head, some = (directory / name for name in SPECIAL)
-    write_quantized(small, head, Gptq(lm_head=True), lambda name: "embed" not in name)
-    write_quantized(small, some, Gptq(), lambda name: is_linear(name) and "k_proj" not in name)
-    return [*cases, Case(SPECIAL[0], head), Case(SPECIAL[1], some)]
+    return cases + [
+        Case(name, write_quantized(small, directory / name, writer, chosen))
+        for name, (writer, chosen) in SPECIAL.items()
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from written_matrix import Writer
 from serving.errors import StartupError
 from serving.models.spec import WeightNames
 from serving.models.weights import Checkpoint
+from serving.quant.awq import AwqScheme
 from serving.quant.detect import quantization_of
 
 CPU = torch.device("cpu")
@@ -186,6 +187,16 @@ def test_sizes_that_a_format_cannot_have(tmp_path: Path) -> None:
     source = checkpoint(VARIANTS["marlin"], tmp_path, shape=(128, 256))
     with pytest.raises(StartupError, match=rf"{MODULE}\.B has 96 outputs; Marlin packs them by 64"):
         source.check({f"{MODULE}.weight": (96, 256)}, NAMES)
+
+
+def test_scaled_activations_of_awq(tmp_path: Path) -> None:
+    source = checkpoint(OTHERS["awq"], tmp_path)
+    scales = {"layers.0.act.scales": torch.ones(96)}
+    save_file(scales, tmp_path / "model-2.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    source = Checkpoint(tmp_path, torch.float32, CPU, AwqScheme(32))
+    with pytest.raises(StartupError, match=r"tensor layers\.0\.act\.scales: AWQ with scaled"):
+        load(source)
 
 
 def test_a_cut_through_a_byte_names_the_shards_that_fit(tmp_path: Path) -> None:
