@@ -57,14 +57,11 @@ class Matmuls:
         }
         self._plain = plain_matmul_class(device, dtype, compiled)
         self._chosen: dict[tuple[object, ...], Candidate] = {}
-        self.num_bytes = 0  # of all weights so far
 
     def __call__(self, weight: Weight, bias: torch.Tensor | None) -> Matmul:
         """The multiplication with `weight` [out, in] and `bias` [out]."""
         if isinstance(weight, torch.Tensor):
-            self.num_bytes += weight.nbytes
             return self._plain(weight, bias)
-        self.num_bytes += weight.num_bytes
         kind = (*_kind(weight), *self._able(weight))
         if kind not in self._chosen:
             self._chosen[kind] = self._choose(weight)

@@ -147,9 +147,24 @@ def test_limits_that_do_not_fit_are_lowered_and_the_log_says_so(tmp_path: Path) 
 
 
 def test_flag_without_its_feature_is_refused(tmp_path: Path) -> None:
+    code, line = start_failure(tmp_path, "--speculate", "2")
+    assert code == 1
+    assert "--speculate is not implemented yet" in line
+
+
+def test_a_scheme_that_only_checkpoints_have_is_refused_for_a_plain_one(tmp_path: Path) -> None:
     code, line = start_failure(tmp_path, "--quantize", "awq")
     assert code == 1
-    assert "--quantize is not implemented yet" in line
+    assert "--quantize awq asks for a checkpoint that is quantized so" in line
+    assert "text-generation-server quantize" in line
+
+
+def test_weights_are_quantized_while_loading_on_two_ranks(tmp_path: Path) -> None:
+    arguments = ("--quantize", "eetq", "--kv-cache-dtype", "int8", "--num-shard", "2")
+    with live_server(tmp_path / "log", *arguments) as server:
+        body = {"inputs": "Count to 5", "parameters": {"max_new_tokens": 40}}
+        assert "1, 2, 3, 4, 5" in server.post("/generate", body)["generated_text"]
+    assert "weights int8, per output: " in (tmp_path / "log").read_text()
 
 
 def test_sigterm_while_loading_exits_with_0(tmp_path: Path) -> None:
