@@ -79,5 +79,5 @@ def test_peak_while_loading(flag: str, bits: float, models: tuple[Path, Path]) -
         names = file.keys()
         sizes = sorted(file.get_tensor(name).nbytes for name in names)
     whole = (large / "model.safetensors").stat().st_size
-    assert kept == pytest.approx(whole * bits / 16, rel=0.02)
+    assert kept == pytest.approx(whole * bits / 16, rel=0.05)  # embeddings are kept plain
     assert peak < kept + sum(sizes[-2:]) + SLACK
