@@ -1,4 +1,4 @@
-"""Families with layouts of their own: GPTQ, and every way to quantize while loading.
+"""Families with layouts of their own: quantized checkpoints, and quantizing while loading.
 
 On one rank and on two, against transformers with the same weights.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import quantized_variants
 from quantized_oracle import ONLINE
 from quantized_rig import Case, Results, compare
 from written_checkpoint import is_linear, write_quantized
@@ -26,6 +27,13 @@ ALL_SCHEMES = ("llama", "gpt2", "mixtral", "t5")  # others get one of each kind
 ONE_OF_EACH = ("int8", "fp8", "bitsandbytes-nf4")
 BLOCKED = ("bitsandbytes-nf4", "bitsandbytes-fp4")
 GPTQ = Gptq(group_size=8, act_order=True, symmetric=False)
+# Parts of fused matrices that begin inside a block, experts, and rows that are brought into halves.
+STORED = (
+    ("phi3", "fp8, blocks"), ("phi3", "bitsandbytes nf4, double"), ("phi3", "awq"),
+    ("gpt_neox", "fp8, blocks"), ("falcon-new", "bitsandbytes fp4, blocks of 128"),
+    ("mixtral", "awq"), ("mixtral", "fp8, blocks"), ("mixtral", "packed 4 bits, act-order"),
+    ("deepseek_v2", "fp8, blocks"), ("deepseek_v2", "bitsandbytes"), ("gpt2", "fp8, channels"),
+)  # fmt: skip
 
 
 def write(family: str, directory: Path) -> Path:
@@ -52,6 +60,8 @@ def schemes(family: str) -> list[str]:
 
 
 ROWS = [(family, scheme) for family in (*DECODERS, *OTHERS) for scheme in schemes(family)]
+ROWS += STORED
+WRITERS = {"gptq": GPTQ} | quantized_variants.OTHERS
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +72,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     for family, scheme in ROWS:
         path, transposed = plain[family], family in TRANSPOSED
         kind = OTHERS.get(family, "decoder")
-        if scheme == "gptq":
-            output = directory / f"{family}-gptq"
-            write_quantized(path, output, GPTQ, is_quantized, transposed)
-            cases.append(Case(f"{family} gptq", output, kind=kind))
-            continue
-        name, rounds = f"{family} {scheme}", scheme == "int8"
-        cases.append(Case(name, path, scheme, rounds, kind, transposed))
+        name = f"{family} {scheme}"
+        if scheme == "gptq" or (family, scheme) in STORED:
+            write_quantized(path, directory / name, WRITERS[scheme], is_quantized, transposed)
+            cases.append(Case(name, directory / name, kind=kind))
+        else:
+            cases.append(Case(name, path, scheme, scheme == "int8", kind, transposed))
     return compare(cases, directory)
 
 
