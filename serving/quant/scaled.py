@@ -15,6 +15,7 @@ from serving.quant.scheme import Part, TensorIndex, check_finite, refuse
 BOOKS: dict[torch.dtype, Codebook] = {
     torch.int8: INT8, torch.float8_e4m3fn: E4M3, torch.float8_e5m2: E5M2,
 }  # fmt: skip
+LARGEST = {E4M3.name: 0x7E, E5M2.name: 0x7B}  # finite number of an 8-bit float, without its sign
 Block = tuple[int, int]  # outputs and inputs that share a scale
 
 
@@ -66,6 +67,7 @@ def scaled_weight(
     `group_of` int [in]: the group of each input. `zeros`: int8, the codes that stand for 0, where
     that is not code 0. `rounds`: whether activations are quantized.
     """
+    _check_numbers(module, book, codes)
     inputs = codes.shape[1]
     columns, groups, is_filled = arrange(group_of)
     scales = scales[:, groups].contiguous()
@@ -80,6 +82,18 @@ def scaled_weight(
         codes = torch.where(is_filled, filler, codes[:, columns])
     codes = codes.contiguous() if book.bits == 8 else pack_nibbles(codes)
     return CodedWeight(module, book, codes, scales, offsets, inputs, columns, rounds)
+
+
+def _check_numbers(module: str, book: Codebook, codes: torch.Tensor) -> None:
+    """Refuse floats that are NaN or infinite: kernels would take them for numbers."""
+    if book.name not in LARGEST:
+        return
+    count = int(((codes & 0x7F) > LARGEST[book.name]).sum())
+    if count:
+        refuse(
+            f"tensor {module}.weight holds {count} numbers that are NaN or infinite",
+            "copy or download the checkpoint again; if it stays, it was quantized wrongly",
+        )
 
 
 def check_cuts(name: str, part: Part) -> None:
