@@ -23,13 +23,12 @@ STRATEGIES = ("tensor", "channel", "group", "block")
 class Group:
     """Matrices that are quantized in one way.
 
-    `targets`: names of modules, "Linear" for all, or "re:" and a pattern. `bits`: of packed codes.
-    `block`: outputs and inputs that share a scale, -1 for all. `rounds`: whether activations are
-    integers of 8 bits too.
+    `targets`: names of modules, "Linear" for all, or "re:" and a pattern. `bits`: of codes that are
+    packed. `block`: outputs and inputs that share a scale, -1 for all. `rounds`: whether
+    activations are integers of 8 bits too, where weights are not packed.
     """
 
     targets: tuple[str, ...]
-    packed: bool
     bits: int
     block: tuple[int, int]
     symmetric: bool
@@ -70,7 +69,7 @@ def group_of(groups: Sequence[Group], module: str) -> Group | None:
 
 def _group(name: str, group: dict[str, Any], storage: str) -> Group:
     weights, inputs = group["weights"], group.get("input_activations")
-    strategy, kind = str(weights.get("strategy") or "tensor"), weights.get("type", "int")
+    strategy, kind = _strategy(weights), weights.get("type", "int")
     bits = int(weights.get("num_bits", 8))
     if storage not in (*FORMATS, MIXED, UNSAID):
         _refuse(f"`format` {storage}", FORMATS)
@@ -78,8 +77,7 @@ def _group(name: str, group: dict[str, Any], storage: str) -> Group:
         _refuse(f"`strategy` {strategy} of the weights of {name}", STRATEGIES)
     if kind == "float" and bits != 8:
         _refuse(f"`num_bits` {bits} of the float weights of {name}", (8,))
-    packed = storage == "pack-quantized" or (storage in (MIXED, UNSAID) and bits < 8)
-    if packed and bits not in PACKED_BITS:
+    if storage == "pack-quantized" and bits not in PACKED_BITS:
         _refuse(f"`num_bits` {bits} of the weights of {name}", PACKED_BITS)
     targets = tuple(group.get("targets") or ())
     for target in targets:
@@ -91,10 +89,17 @@ def _group(name: str, group: dict[str, Any], storage: str) -> Group:
     rounds = (
         inputs is not None
         and (inputs.get("type", "int"), inputs.get("num_bits", 8)) == ("int", 8)
-        and (kind, packed, per_output) == ("int", False, True)
+        and (kind, per_output) == ("int", True)
     )
     symmetric = bool(weights.get("symmetric", True))
-    return Group(targets, packed, bits, _block(strategy, weights), symmetric, rounds)
+    return Group(targets, bits, _block(strategy, weights), symmetric, rounds)
+
+
+def _strategy(weights: dict[str, Any]) -> str:
+    """What the library takes where none is named."""
+    size = weights.get("group_size")
+    unnamed = "tensor" if size is None else "group" if size > 0 else "channel"
+    return str(weights.get("strategy") or unnamed)
 
 
 def _block(strategy: str, weights: dict[str, Any]) -> tuple[int, int]:

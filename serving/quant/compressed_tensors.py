@@ -48,10 +48,11 @@ class CompressedTensorsScheme:
             return {scale: (outputs, 1)}  # which is refused with all that are missing
         _, columns = _block(group, module, outputs, inputs, tensors)
         found: Shapes = {scale: tensors.slice(scale).shape}
-        if not group.packed:
+        packed = f"{module}.weight_packed"
+        if packed not in tensors:
             return found | {f"{module}.weight": (outputs, inputs)} | _zeros(group, scale, tensors)
-        check_dtype(tensors, f"{module}.weight_packed", torch.int32)
-        found[f"{module}.weight_packed"] = (outputs, -(-inputs * group.bits // WORD))
+        check_dtype(tensors, packed, torch.int32)
+        found[packed] = (outputs, -(-inputs * group.bits // WORD))
         if not group.symmetric:
             check_dtype(tensors, f"{module}.weight_zero_point", torch.int32)
             words = -(-outputs * group.bits // WORD)
@@ -67,7 +68,7 @@ class CompressedTensorsScheme:
         block = _block(group, module, part.outputs, part.inputs, tensors)
         scales = read_scales(f"{module}.weight_scale", part, tensors, block)
         own = _group_of(module, part, block[1], scales.shape[1], tensors)
-        if group.packed:
+        if f"{module}.weight_packed" in tensors:
             return _packed(group, module, part, tensors, scales, own)
         codes = tensors.slice(f"{module}.weight").read(*part.ranges).contiguous()
         zeros = None

@@ -176,10 +176,11 @@ def test_groups_by_name_come_before_the_group_of_all() -> None:
         "all": config["config_groups"]["group_0"],
         "down": {"targets": ["re:.*down_proj$"], "weights": {"num_bits": 8, "strategy": "tensor"}},
         "one": {"targets": ["model.layers.0.mlp.up_proj"], "weights": {"num_bits": 8}},
+        "grouped": {"targets": ["re:.*head"], "weights": {"num_bits": 8, "group_size": 16}},
         "cache": {"targets": ["re:.*attn"], "weights": None},
     }
     groups = read_groups(config)
-    assert len(groups) == 3
+    assert [one.block for one in groups] == [(1, -1), (-1, -1), (-1, -1), (1, 16)]
     found = {
         name: groups.index(one)
         for name in ("gate_proj", "up_proj", "down_proj")
