@@ -12,7 +12,7 @@ from serving.kernels.codebooks import INT4, INT8
 from serving.kernels.coded_weight import CodedWeight, pack_nibbles
 
 MIDDLE = {4: 8, 8: 128}  # code that stands for 0 in our books, by bits
-LEAST_GROUP = 8  # inputs that share a scale, where groups are cut apart
+LEAST_GROUP = 8  # inputs that share a scale, where groups are cut apart: kernels take multiples
 PADDED_GROUP = 16  # multiple to which groups of unequal sizes are filled up
 
 
@@ -69,12 +69,12 @@ def arrange(
     group_of = group_of.long()
     present, lengths = torch.unique_consecutive(group_of, return_counts=True)
     size = math.gcd(*lengths.tolist())
-    if len(present.unique()) == len(present) and (size >= LEAST_GROUP or len(present) == 1):
+    if len(present.unique()) == len(present) and (size % LEAST_GROUP == 0 or len(present) == 1):
         return None, present.repeat_interleave(lengths // size), torch.tensor(False)
     inputs = group_of.argsort(stable=True)
     present, lengths = torch.unique_consecutive(group_of[inputs], return_counts=True)
     size = math.gcd(*lengths.tolist())
-    if size < LEAST_GROUP:
+    if size % LEAST_GROUP:
         size = PADDED_GROUP
     padded = -(-lengths // size) * size
     starts = padded.cumsum(0) - padded

@@ -137,7 +137,7 @@ def test_rounding_rows_of_zeros_leaves_zeros() -> None:
 
 def test_reasons_name_what_does_not_fit() -> None:
     odd = random_weight(INT8, 16, 9, 3)
-    assert "odd" in str(CompiledCodedMatmul.reason_not(odd, torch.float32, CPU))
+    assert "groups of 3" in str(CompiledCodedMatmul.reason_not(odd, torch.float32, CPU))
     rounding = random_weight(INT8, 16, 8, 8, quantizes_activations=True)
     assert "activations" in str(CompiledCodedMatmul.reason_not(rounding, torch.float32, CPU))
     grouped = random_weight(INT4, 20, 96, 48)

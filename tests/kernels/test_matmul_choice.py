@@ -119,11 +119,3 @@ def test_a_proof_leaves_random_numbers_alone() -> None:
     Matmuls(CPU, torch.float32, compiled=False)(random_weight(INT8, 8, 8, 8), None)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(4), expected)
-
-
-def test_bytes_of_all_weights_are_counted() -> None:
-    matmuls = Matmuls(CPU, torch.float32, compiled=False)
-    matmuls(torch.ones(4, 4), None)
-    weight = random_weight(INT8, 8, 8, 8)
-    matmuls(weight, None)
-    assert matmuls.num_bytes == 4 * 4 * 4 + weight.num_bytes

@@ -67,7 +67,7 @@ def test_neighbours_stay_where_they_are(lengths: list[int], size: int) -> None:
     assert check(group_of) == (None, size)
 
 
-@pytest.mark.parametrize("lengths", [[6, 32, 10], [1, 32, 32], [4, 4]])
+@pytest.mark.parametrize("lengths", [[6, 32, 10], [1, 32, 32], [4, 4], [12, 24]])
 def test_groups_that_are_cut_too_small_are_filled_up(lengths: list[int]) -> None:
     group_of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     columns, size = check(group_of)
