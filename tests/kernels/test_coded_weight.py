@@ -67,7 +67,9 @@ def test_numbers_of_all_codes(book) -> None:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("order", [None, torch.tensor([5, 3, 0, 1, 7, 2, 6, 4])])
 def test_dequantize(book, offsets: bool, order: torch.Tensor | None) -> None:  # type: ignore[no-untyped-def]
     weight = random_weight(book, 6, 8, 4, offsets, order)
-    torch.testing.assert_close(weight.dequantize().double(), one_by_one(weight), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        weight.dequantize().double(), one_by_one(weight), rtol=1e-6, atol=1e-6
+    )
     narrow = weight.dequantize(torch.bfloat16)
     assert torch.equal(narrow, weight.dequantize().bfloat16())
 
@@ -75,7 +77,9 @@ def test_dequantize(book, offsets: bool, order: torch.Tensor | None) -> None:  #
 def test_an_input_with_several_columns_is_their_sum() -> None:
     order = torch.tensor([0, 1, 2, 0])
     weight = random_weight(INT8, 5, 4, 2, order=order)
-    torch.testing.assert_close(weight.dequantize().double(), one_by_one(weight), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        weight.dequantize().double(), one_by_one(weight), rtol=1e-6, atol=1e-6
+    )
     assert weight.dequantize().shape == (5, 3)
 
 
