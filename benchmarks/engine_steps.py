@@ -193,10 +193,13 @@ class Bench:
             self.turn()
         return count * length / (time.perf_counter() - started)
 
-    def decode(self, rows: int, length: int, steps: int) -> list[Times]:
-        """Times of `steps` decode steps of `rows` rows."""
+    def decode(self, rows: int, length: int, steps: int, spare: int = 40) -> list[Times]:
+        """Times of `steps` decode steps of `rows` rows.
+
+        `spare`: tokens that the first row may have before the last one's prompt is read.
+        """
         for _ in range(rows):
-            self.submit(length, steps + 40)
+            self.submit(length, steps + spare)
         self.turn()
         while self.scheduler.num_waiting or self.scheduler.counters.prefilled:
             self.turn()

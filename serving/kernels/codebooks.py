@@ -1,7 +1,7 @@
 """The numbers that the codes of quantized weights stand for, before their scales.
 
-Read by `coded_weight.py`, which holds codes, and by the kernels, which turn them into numbers. Codes
-have 4 or 8 bits: what a checkpoint packs into 2 or 3 is widened to 4, 5 or 6 to 8. Next:
+Read by `coded_weight.py`, which holds codes, and by the kernels, which turn them into numbers.
+Codes have 4 or 8 bits: what a checkpoint packs into 2 or 3 is widened to 4, 5 or 6 to 8. Next:
 `coded_weight.py`.
 """
 

@@ -1,8 +1,8 @@
 """A quantized matrix in the one form that every scheme is brought into: codes, scales, offsets.
 
-Made by the readers of `serving/quant/`, joined and reordered by `layers/linear.py`, multiplied with by
-the kernels of `coded_matmul.py`. Every scheme is a case of it: a group of neighbouring inputs of one
-output shares a scale and an offset; what differs is how a code is a number (`codebooks.py`).
+Made by the readers of `serving/quant/`, joined and reordered by `layers/linear.py`, multiplied with
+by the kernels of `coded_matmul.py`. Every scheme is a case of it: a group of neighbouring inputs of
+one output shares a scale and an offset; what differs is how a code is a number (`codebooks.py`).
 """
 
 from collections.abc import Callable, Sequence

@@ -3,7 +3,7 @@
 // fp32 arithmetic, for float32, float16 and bfloat16. Threads are torch's own (at::parallel_for).
 // No result depends on the batch a row is in, nor on the number of threads: work is split by
 // constants, and merged in order. Next: cpu_ops_vectors.h (helpers), cpu_ops_kv.h (KV caches),
-// cpu_ops_decode.h (attention), cpu_ops_coded.h (quantized weights), cpu_ops_scan.h (state spaces),
+// cpu_ops_decode.h (attention), cpu_ops_scan.h (state spaces),
 // cpu_ops_exchange.h (between ranks).
 
 #include "cpu_ops_vectors.h"
@@ -14,7 +14,6 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu_ops_coded.h"
 #include "cpu_ops_decode.h"
 #include "cpu_ops_exchange.h"
 #include "cpu_ops_kv.h"
@@ -260,15 +259,6 @@ TORCH_LIBRARY(serving_cpu, m) {
       "selective_scan_(Tensor x, Tensor steps, Tensor rates, Tensor b, Tensor c, Tensor(a!) pool,"
       " Tensor rows, Tensor starts) -> Tensor");
   m.def("greedy(Tensor logits) -> (Tensor ids, Tensor logprobs)");
-  m.def("pack_codes(Tensor codes, int kind, bool paired) -> Tensor");
-  m.def("takes_pairs(ScalarType x, int kind) -> bool", [](at::ScalarType x, int64_t kind) {
-    return takes_pairs(x, static_cast<Codes>(kind));
-  });
-  m.def(
-      "coded_matmul(Tensor x, Tensor packed, Tensor? scales, Tensor? offsets, Tensor? table,"
-      " Tensor? bias, int kind, int outputs) -> Tensor");
-  m.def("int8_rows(Tensor x) -> (Tensor codes, Tensor scales)");
-  m.def("int8_matmul(Tensor x, Tensor packed, Tensor scales, Tensor? bias) -> Tensor");
   m.def("exchange_sum_(Tensor(a!) x, Tensor region, int rank, int size) -> ()");
   m.def("exchange_gather(Tensor x, Tensor region, int rank, int size) -> Tensor");
 }
@@ -282,10 +272,6 @@ TORCH_LIBRARY_IMPL(serving_cpu, CPU, m) {
   m.impl("paged_decode", &paged_decode);
   m.impl("selective_scan_", &selective_scan_);
   m.impl("greedy", &greedy);
-  m.impl("pack_codes", &pack_codes);
-  m.impl("coded_matmul", &coded_matmul);
-  m.impl("int8_rows", &int8_rows);
-  m.impl("int8_matmul", &int8_matmul);
   m.impl("exchange_sum_", &exchange_sum_);
   m.impl("exchange_gather", &exchange_gather);
 }

@@ -1,4 +1,4 @@
-"""Builds, caches and loads the compiled CPU ops of `cpu_ops.cpp` (optional accelerator).
+"""Builds, caches and loads the compiled CPU ops of `cpu_ops*.cpp` (optional accelerator).
 
 Runs in every engine rank on CPU, once at start, and by hand as `python -m serving.kernels.cpu_ops`
 (`--every-level` while an image is built, which then needs no compiler). In: a cache directory; out:
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,10 @@ import torch
 
 from serving.kernels.cpu_level import CpuLevel, levels, this_cpu
 
-SOURCE = Path(__file__).with_name("cpu_ops.cpp")
+HERE = Path(__file__).parent
+SOURCES = tuple(HERE / f"{name}.cpp" for name in ("cpu_ops", "cpu_ops_coded"))
 HEADERS = tuple(
-    SOURCE.with_name(f"cpu_ops_{name}.h")
+    HERE / f"cpu_ops_{name}.h"
     for name in ("vectors", "kv", "codes", "product", "coded", "decode", "scan", "exchange")
 )
 # No -ffast-math: the ops rely on infinities. -fopenmp is for compiling only: linking resolves the
@@ -44,7 +46,7 @@ COMPILE_FLAGS = (
 )
 BUILD_LIMIT_S = 600.0
 # Libraries that came with the installation; looked into first, never written to by a server.
-PREBUILT = SOURCE.with_name("prebuilt")
+PREBUILT = HERE / "prebuilt"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _check_owner(directory: Path) -> None:
 
 def _library_name(level: CpuLevel) -> str:
     """`serving_cpu-LEVEL-HASH.so`; the hash is of all that the machine code depends on."""
-    sources = (path.read_text() for path in (SOURCE, *HEADERS))
+    sources = (path.read_text() for path in (*SOURCES, *HEADERS))
     versions = (torch.__version__, sys.implementation.cache_tag or "", platform.machine())
     parts = (*sources, *versions, *COMPILE_FLAGS, *level.compile_flags)
     digest = hashlib.sha256("\0".join(parts).encode())
@@ -149,7 +151,7 @@ def _build(target: Path, level: CpuLevel, compiler: str) -> None:
     """Compile and link `target`, which appears whole or not at all; RuntimeError says what failed.
 
     The compiler is called directly: `torch.utils.cpp_extension` needs setuptools and ninja, loads
-    what it builds, and takes seconds to import; one source file needs none of that.
+    what it builds, and takes seconds to import; two source files need none of that.
     """
     found = shutil.which(compiler)
     if found is None:
@@ -157,12 +159,18 @@ def _build(target: Path, level: CpuLevel, compiler: str) -> None:
     root = Path(torch.__file__).parent
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        compiled, linked = Path(scratch) / "cpu_ops.o", Path(scratch) / target.name
+        linked = Path(scratch) / target.name
         include = ("-isystem", str(root / "include"))
         flags = (*COMPILE_FLAGS, *level.compile_flags, abi, *include)
-        _run([found, *flags, "-c", str(SOURCE), "-o", str(compiled)])
+        compiled = [Path(scratch) / f"{source.stem}.o" for source in SOURCES]
+        commands = [
+            [found, *flags, "-c", str(source), "-o", str(to)]
+            for source, to in zip(SOURCES, compiled, strict=True)
+        ]
+        with ThreadPoolExecutor(len(commands)) as pool:
+            list(pool.map(_run, commands))
         libraries = (f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10")
-        _run([found, "-shared", str(compiled), "-o", str(linked), *libraries])
+        _run([found, "-shared", *map(str, compiled), "-o", str(linked), *libraries])
         linked.replace(target)
 
 
