@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     log = tmp_path_factory.mktemp("sagemaker") / "log"
     limits = ("--max-whole-seconds", "0.2", "--max-stream-seconds", "0.5")
     with live_server(log, "serve", *limits) as running:
+        wait_for_every_worker(running)
         yield running
+
+
+def wait_for_every_worker(server: LiveServer) -> None:
+    """One of two may be ready a moment before the other; either may answer the next request."""
+    in_a_row, deadline = 0, time.monotonic() + 20
+    while in_a_row < 20:
+        assert time.monotonic() < deadline, "a worker does not become ready"
+        in_a_row = in_a_row + 1 if server.request("GET", "/ping")[0] == 200 else 0
 
 
 def test_both_pings(server: LiveServer) -> None:
