@@ -9,6 +9,7 @@ within a round. How well a scheme keeps texts is measured on the embedded demo m
 
 import logging
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -234,7 +235,8 @@ def _as_gguf(row: Row, model: Path, output: Path) -> Path:
 
 def _child(kind: type[T], what: str, place: Path, flag: str) -> T:
     arguments = [sys.executable, "-m", "benchmarks.quantization", what, str(place), flag]
-    return msgspec.json.decode(subprocess.check_output(arguments), type=kind)
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as the launcher does
+    return msgspec.json.decode(subprocess.check_output(arguments, env=environment), type=kind)
 
 
 def measure(path: Path, flag: str) -> Figures:
