@@ -42,7 +42,8 @@ class RowQuantizer:
         codes, scales = self.rows(matrix[:step])
         all_codes = codes.new_empty(outputs, codes.shape[1])
         all_scales = scales.new_empty(outputs, scales.shape[1])
-        for start in range(0, outputs, step):
+        all_codes[:step], all_scales[:step] = codes, scales
+        for start in range(step, outputs, step):
             own = slice(start, start + step)
             all_codes[own], all_scales[own] = self.rows(matrix[own])
         check_finite(f"{module}.weight", all_scales)
