@@ -14,6 +14,7 @@ from serving.kernels.codebooks import E4M3, E5M2, INT4, INT8, Codebook
 from serving.kernels.coded_weight import CodedWeight, unpack_nibbles
 
 TILE = 16  # outputs that the compiled operations work on together
+FEW_ROWS = 8  # up to which torch's products with packed weights beat the plain form
 # As cpu_ops_codes.h numbers them; other books of 4 bits are tables.
 KINDS = {INT4.name: 0, INT8.name: 2, E4M3.name: 3, E5M2.name: 4}
 TABLE, BFLOAT16, HALF = 1, 5, 6
@@ -204,11 +205,9 @@ class TorchInt8Matmul:
         cls, weight: CodedWeight, dtype: torch.dtype, device: torch.device
     ) -> str | None:
         """Why this cannot run, or None."""
-        return (
-            "activations are quantized"
-            if weight.quantizes_activations
-            else (reason_not_per_output(weight))
-        )
+        if weight.quantizes_activations:
+            return "activations are quantized"
+        return reason_not_per_output(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in] to [tokens, out]."""
@@ -216,9 +215,6 @@ class TorchInt8Matmul:
             return self._many(x)
         result = torch._weight_int8pack_mm(x.contiguous(), self._codes, self._scales)
         return result if self._bias is None else result + self._bias
-
-
-FEW_ROWS = 8  # up to which torch's products with packed weights beat the plain form
 
 
 class CompiledHalfMatmul:
@@ -245,17 +241,11 @@ class CompiledHalfMatmul:
         return result
 
 
-CodedMatmulClass = (
-    type[CompiledCodedMatmul] | type[CompiledInt8Matmul] | type[OneDnnInt8Matmul]
-    | type[TorchInt4Matmul] | type[TorchInt8Matmul] | type[DequantizedMatmul]
-)  # fmt: skip
-
-
 def reason_not_per_output(weight: CodedWeight) -> str | None:
     """Why this is no matrix of 8-bit integers with one scale for each output, or None."""
     if weight.book != INT8:
         return f"codes are {weight.book}"
-    if weight.scales.shape[1] > 1 or weight.offsets is not None or weight.order is not None:
+    if not weight.is_per_output or weight.offsets is not None or weight.order is not None:
         return "scales of groups"
     return None
 

@@ -47,6 +47,11 @@ class CodedWeight:
         return self.columns // self.scales.shape[1]
 
     @property
+    def is_per_output(self) -> bool:
+        """Whether a row is a single group."""
+        return self.scales.shape[1] == 1
+
+    @property
     def num_bytes(self) -> int:
         """Memory of all parts."""
         parts = (self.codes, self.scales, self.offsets, self.order)

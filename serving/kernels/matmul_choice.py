@@ -145,9 +145,8 @@ def _error(found: torch.Tensor, x: torch.Tensor, weight: CodedWeight, bias: torc
 
 def _sample(like: CodedWeight) -> CodedWeight:
     """A small random weight of the same kind."""
-    per_output = like.scales.shape[1] == 1
-    groups = 1 if per_output else 2
-    group = like.group_size if not per_output else min(like.group_size, PROOF_GROUP)
+    groups = 1 if like.is_per_output else 2
+    group = min(like.group_size, PROOF_GROUP) if like.is_per_output else like.group_size
     columns, book = groups * group, like.book
     codes = torch.randint(0, 256, (PROOF_OUTPUTS, columns * book.bits // 8), dtype=torch.uint8)
     if book.bits == 8:
@@ -163,7 +162,7 @@ def _sample(like: CodedWeight) -> CodedWeight:
 
 def _kind(weight: CodedWeight) -> tuple[object, ...]:
     """What decides which ways come out right, of those that can run."""
-    group = None if weight.scales.shape[1] == 1 else weight.group_size
+    group = None if weight.is_per_output else weight.group_size
     return (
         weight.book.name, group, weight.offsets is None, weight.order is None,
         weight.quantizes_activations,
@@ -172,7 +171,7 @@ def _kind(weight: CodedWeight) -> tuple[object, ...]:
 
 def _described(weight: CodedWeight) -> str:
     parts = [weight.book.name]
-    parts.append("per output" if weight.scales.shape[1] == 1 else f"groups of {weight.group_size}")
+    parts.append("per output" if weight.is_per_output else f"groups of {weight.group_size}")
     parts += ["offsets"] if weight.offsets is not None else []
     parts += ["reordered inputs"] if weight.order is not None else []
     parts += ["8-bit activations"] if weight.quantizes_activations else []

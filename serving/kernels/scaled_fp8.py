@@ -1,6 +1,6 @@
 """`x @ weight.T + bias` on GPUs with fp8 arithmetic: activations are scaled row by row to E4M3.
 
-Chosen by `coded_matmul.py` before `triton_coded.py`, which is more exact and slower for many rows.
+Chosen by `matmul_choice.py` before `triton_coded.py`, which is more exact and slower for many rows.
 An activation keeps three bits of its mantissa, so a result deviates by a few percent of its size.
 """
 
@@ -29,7 +29,7 @@ class ScaledFp8Matmul:
         """Why it cannot multiply with this weight; None: it can."""
         if weight.book is not E4M3:
             return f"codes are {weight.book}, not {E4M3}"
-        if weight.scales.shape[1] != 1 or weight.offsets is not None:
+        if not weight.is_per_output or weight.offsets is not None:
             return "not one scale per output"
         if weight.outputs % SIZE_MULTIPLE or weight.columns % SIZE_MULTIPLE:
             return f"sizes are not multiples of {SIZE_MULTIPLE}"

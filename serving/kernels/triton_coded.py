@@ -1,6 +1,6 @@
 """`x @ weight.T + bias` on GPUs for quantized weights, which are decoded in registers.
 
-Chosen by `coded_matmul.py` where a GPU runs it; only then is this module, and with it triton,
+Chosen by `matmul_choice.py` where a GPU runs it; only then is this module, and with it triton,
 imported. Weights are read as they are stored, activations stay what they are, sums are float32. For
 few rows the inputs are split over programs, whose partial sums are added in a fixed order. Next:
 `triton_decoding.py`, from codes to weights; `tiles.py`, the sizes.

@@ -1,6 +1,6 @@
 """`x @ weight.T + bias` on GPUs in 8-bit integers: weights and, row by row, activations.
 
-Chosen by `coded_matmul.py` for weights that say so (W8A8; LLM.int8() without its outliers). Sums
+Chosen by `matmul_choice.py` for weights that say so (W8A8; LLM.int8() without its outliers). Sums
 are int32, so exact, whoever computes them: cuBLAS, or triton for the shapes that cuBLAS refuses.
 """
 
@@ -36,7 +36,7 @@ class TritonInt8Matmul:
             return f"codes are {weight.book}, not {INT8}"
         if not weight.quantizes_activations:
             return "activations are not to be quantized"
-        if weight.scales.shape[1] != 1 or weight.offsets is not None:
+        if not weight.is_per_output or weight.offsets is not None:
             return "not one scale per output"
         return reason_not_on(device, dtype, OLDEST)
 

@@ -47,12 +47,13 @@ def affine_weight(
             order = columns
             filler = zeros.repeat_interleave(len(columns) // len(groups), 1).to(torch.uint8)
             codes = torch.where(is_filled, filler, codes[:, columns])
-    bits = 4 if int(codes.max()) < 16 and inputs % 2 == 0 else 8
+    largest = int(codes.max())
+    bits = 4 if largest < 16 and inputs % 2 == 0 else 8
     middle = MIDDLE[bits]
     offsets: torch.Tensor | None = (middle - zeros.float()) * scales
     first = int(zeros.flatten()[0])
     shift = middle - first
-    if bool((zeros == first).all()) and int(codes.max()) + shift < 2 * middle and shift >= 0:
+    if bool((zeros == first).all()) and largest + shift < 2 * middle and shift >= 0:
         codes, offsets = codes + shift, None
     if bits == 4:
         return CodedWeight(name, INT4, pack_nibbles(codes), scales, offsets, inputs, order)

@@ -4,6 +4,8 @@ Pure functions on tensors, used by the readers beside. A word holds its first va
 bits; three-bit values run on from word to word, 32 of them in 3 words.
 """
 
+import math
+
 import torch
 
 WORD = 32
@@ -22,12 +24,12 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 def values_of_unit(bits: int) -> int:
     """Values after which words and values begin together again."""
-    return WORD if bits == 3 else WORD // bits
+    return math.lcm(bits, WORD) // bits
 
 
 def words_of_unit(bits: int) -> int:
     """Words of so many values."""
-    return 3 if bits == 3 else 1
+    return math.lcm(bits, WORD) // WORD
 
 
 def unit_range(start: int, stop: int, bits: int) -> tuple[int, int]:

@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,10 +30,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 def wait_for_every_worker(server: LiveServer) -> None:
     """One of two may be ready a moment before the other; either may answer the next request."""
-    in_a_row, deadline = 0, time.monotonic() + 20
-    while in_a_row < 20:
-        assert time.monotonic() < deadline, "a worker does not become ready"
-        in_a_row = in_a_row + 1 if server.request("GET", "/ping")[0] == 200 else 0
+    wait_for(
+        lambda: all(server.request("GET", "/ping")[0] == 200 for _ in range(20)),
+        "every worker to become ready",
+    )
 
 
 def test_both_pings(server: LiveServer) -> None:

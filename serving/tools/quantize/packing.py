@@ -4,14 +4,13 @@ Pure functions on tensors. Comes in: a `QuantizedMatrix`. Goes out: the tensors 
 by the ends of their names. Next: `writer.py`.
 """
 
-import math
-
 import torch
 
+from serving.quant import awq
+from serving.quant.packing import WORD, values_of_unit, words_of_unit
 from serving.tools.quantize.grid import QuantizedMatrix
 
-WORD = 32  # bits
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column of the codes in a word, lowest bits first
+AWQ_ORDER = awq.ORDER  # column of the codes in a word, lowest bits first
 
 
 def gptq_tensors(matrix: QuantizedMatrix) -> dict[str, torch.Tensor]:
@@ -58,8 +57,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def chunk(bits: int) -> tuple[int, int]:
     """The smallest number of codes that fills whole words, and the number of these."""
-    length = math.lcm(bits, WORD)
-    return length // bits, length // WORD
+    return values_of_unit(bits), words_of_unit(bits)
 
 
 def _pack_interleaved(codes: torch.Tensor) -> torch.Tensor:
