@@ -24,6 +24,7 @@ import msgspec
 
 from benchmarks.load import memory
 from benchmarks.results_page import Table, publish, verdict
+from serving.launcher.rank_process import HUGE_PAGES
 
 if TYPE_CHECKING:
     from benchmarks.engine_steps import Bench
@@ -44,7 +45,6 @@ class Row:
     name: str
     flag: str = ""
     checkpoint: str = ""  # gptq, awq, or a GGUF type
-    group_size: int = 128
     least_decode: float = 0.0  # speed of a decode step of one row, against 16 bits
     least_prompt: float = 0.5
 
@@ -96,7 +96,7 @@ def command(model: Path, rounds: int, output: Path | None) -> None:
     with tempfile.TemporaryDirectory() as directory:
         places = [_place(row, model, Path(directory)) for row in SCHEMES]
         losses = [
-            _child(float, "--loss", _demo_place(row, demo, Path(directory)), row.flag)
+            _child(float, "--loss", _place(row, demo, Path(directory, "demo"), True), row.flag)
             for row in SCHEMES
         ]
         figures: list[list[Figures]] = [[] for _ in SCHEMES]
@@ -205,37 +205,24 @@ def _gain(base: Sequence[Figures], own: Sequence[Figures], rows: int) -> float:
 # --- one scheme --------------------------------------------------------------------------------
 
 
-def _place(row: Row, model: Path, directory: Path) -> Path:
+def _place(row: Row, model: Path, directory: Path, is_calibrated: bool = False) -> Path:
     """Where the checkpoint of a scheme lies; makes it."""
-    from benchmarks import quantized_checkpoints as make
-
-    output = directory / row.name.replace(" ", "-").replace(",", "")
-    if row.checkpoint in ("gptq", "awq"):
-        return make.rounded(model, output, row.checkpoint, row.group_size)
-    return _as_gguf(row, model, output) if row.checkpoint else model
-
-
-def _demo_place(row: Row, demo: Path, directory: Path) -> Path:
-    from benchmarks import quantized_checkpoints as make
-
-    output = directory / "demo" / row.name.replace(" ", "-").replace(",", "")
-    if row.checkpoint in ("gptq", "awq"):
-        return make.calibrated(demo, output, row.checkpoint, row.group_size)
-    return _as_gguf(row, demo, output) if row.checkpoint else demo
-
-
-def _as_gguf(row: Row, model: Path, output: Path) -> Path:
+    if not row.checkpoint:
+        return model
     import gguf
 
-    from benchmarks.quantized_checkpoints import as_gguf
+    from benchmarks.quantized_checkpoints import as_gguf, calibrated, rounded
 
-    output.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)
+    output = directory / row.name.replace(" ", "-").replace(",", "")
+    if row.checkpoint in ("gptq", "awq"):
+        return (calibrated if is_calibrated else rounded)(model, output, row.checkpoint)
     return as_gguf(model, output, gguf.GGMLQuantizationType[row.checkpoint])
 
 
 def _child(kind: type[T], what: str, place: Path, flag: str) -> T:
     arguments = [sys.executable, "-m", "benchmarks.quantization", what, str(place), flag]
-    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as the launcher does
+    environment = os.environ | {"GLIBC_TUNABLES": HUGE_PAGES}
     return msgspec.json.decode(subprocess.check_output(arguments, env=environment), type=kind)
 
 

@@ -191,8 +191,9 @@ inline Tensor coded_matmul(const Tensor& x, const Tensor& packed,
   Tensor out = at::empty({x.size(0), outputs}, x.options());
   const auto given = [](const std::optional<Tensor>& t) { return t.value_or(Tensor()); };
   const Tensor rows = x.contiguous();
-  constexpr float none[16] = {};
-  const Table numbers(table ? table->const_data_ptr<float>() : none);
+  std::optional<Table> numbers;
+  if (table) numbers.emplace(table->const_data_ptr<float>());
+  const Table* looked_up = numbers ? &*numbers : nullptr;
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const Tensor sums = offsets ? sums_of_groups<T>(rows, groups) : Tensor();
@@ -202,13 +203,14 @@ inline Tensor coded_matmul(const Tensor& x, const Tensor& packed,
       if constexpr (std::is_same_v<T, BFloat16> && own != Codes::kBFloat16 &&
                     own != Codes::kHalf) {
         return run_coded<T, HalfSums, HalfTile<own>>(rows, sums, packed, given(scales),
-                                                     given(offsets), &numbers, given(bias), out);
+                                                     given(offsets), looked_up, given(bias), out);
       }
 #endif
       constexpr bool is_narrow = own == Codes::kTable4 && !std::is_same_v<T, float>;
       constexpr Codes used = is_narrow ? Codes::kNarrowTable4 : own;
-      run_coded<T, FloatSums, CodeTile<used>>(widened<T>(rows, own == Codes::kInt4), sums, packed, given(scales),
-                                             given(offsets), &numbers, given(bias), out);
+      const Tensor wide = widened<T>(rows, own == Codes::kInt4);
+      run_coded<T, FloatSums, CodeTile<used>>(wide, sums, packed, given(scales), given(offsets),
+                                              looked_up, given(bias), out);
     });
   });
   return out;

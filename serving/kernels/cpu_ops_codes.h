@@ -50,13 +50,9 @@ inline Ints signed_bytes(const uint8_t* p) {
 }
 inline Ints words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Ints masked(Ints a, int32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(mask)); }
-inline Ints either(Ints a, Ints b) { return _mm512_or_si512(a, b); }
-template <int n>
-inline Ints left(Ints a) { return _mm512_slli_epi32(a, n); }
 template <int n>
 inline Ints right(Ints a) { return _mm512_srli_epi32(a, n); }
 inline Vec converted(Ints a) { return _mm512_cvtepi32_ps(a); }
-inline Vec bits(Ints a) { return _mm512_castsi512_ps(a); }
 inline Vec looked_up(Ints index, const float* table) {
   return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
 }
@@ -82,13 +78,9 @@ inline Ints words(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 inline Ints masked(Ints a, int32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(mask)); }
-inline Ints either(Ints a, Ints b) { return _mm256_or_si256(a, b); }
-template <int n>
-inline Ints left(Ints a) { return _mm256_slli_epi32(a, n); }
 template <int n>
 inline Ints right(Ints a) { return _mm256_srli_epi32(a, n); }
 inline Vec converted(Ints a) { return _mm256_cvtepi32_ps(a); }
-inline Vec bits(Ints a) { return _mm256_castsi256_ps(a); }
 inline Vec looked_up(Ints index, const float* table) {
   const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
   const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
@@ -124,11 +116,6 @@ inline Ints words(const uint8_t* p) {
   return r;
 }
 inline Ints masked(Ints a, int32_t mask) { return each([&](int i) { return a.lane[i] & mask; }); }
-inline Ints either(Ints a, Ints b) { return each([&](int i) { return a.lane[i] | b.lane[i]; }); }
-template <int n>
-inline Ints left(Ints a) {
-  return each([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) << n); });
-}
 template <int n>
 inline Ints right(Ints a) {
   return each([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> n); });
@@ -136,11 +123,6 @@ inline Ints right(Ints a) {
 inline Vec converted(Ints a) {
   float r[kWidth];
   for (int i = 0; i < kWidth; ++i) r[i] = static_cast<float>(a.lane[i]);
-  return Vec::loadu(r);
-}
-inline Vec bits(Ints a) {
-  float r[kWidth];
-  std::memcpy(r, &a, sizeof(a));
   return Vec::loadu(r);
 }
 inline Vec looked_up(Ints index, const float* table) {
@@ -419,7 +401,8 @@ struct HalfTile {
     if constexpr (are_nibbles(codes)) {
       // The index of a 16-bit lane is its low five bits; the fifth is never looked at.
       const Ints both = unsigned_bytes(p);
-      return (__m512bh)_mm512_permutexvar_epi16(either(both, left<12>(both)), table);
+      const Ints index = _mm512_or_si512(both, _mm512_slli_epi32(both, 12));
+      return (__m512bh)_mm512_permutexvar_epi16(index, table);
     } else {
       return _mm512_cvtne2ps_pbh(number(p + kTile), number(p));
     }

@@ -139,13 +139,12 @@ struct Product {
   const float *scales, *offsets;  // [tiles, groups, kTile] or null
   const Table* table;             // of nibbles
 
-  // totals [stop - start, rows, kTile] of tiles [start, stop), at most kStrip.
+  // Adds to totals [stop - start, rows, kTile] of tiles [start, stop), at most kStrip.
   void run(int64_t start, int64_t stop, float* totals) const {
     std::vector<Tile> tiles;
     for (int64_t tile = start; tile < stop; ++tile) {
       tiles.push_back(Tile{packed + tile * (inputs / 2) * Tile::kPairBytes, table});
     }
-    std::fill_n(totals, (stop - start) * rows * kTile, 0.0f);
     const int64_t group = inputs / groups;
     if (group > kSegment) {
       for (int64_t g = 0; g < groups; ++g) {
