@@ -2,7 +2,7 @@
 
 Tried in the order of `matmul_choice.py`, which also proves each. `DequantizedMatmul` runs on every
 device, and is the oracle of the others. Each class says by `reason_not()` what it cannot do. Next:
-`cpu_ops_coded.h` for the compiled ones, `triton_coded.py` for those of a GPU.
+`cpu_ops_coded.h` for the compiled ones, `gpu/coded_matmul.py` for those of a GPU.
 """
 
 from typing import ClassVar

@@ -194,9 +194,9 @@ def _candidates(device: torch.device, compiled: bool, rounds: bool) -> Iterator[
 def _gpu_ways(rounds: bool) -> Iterator[Any]:
     """They need triton, which CPU installations do not have."""
     try:
-        from serving.kernels.scaled_fp8 import ScaledFp8Matmul
-        from serving.kernels.triton_coded import TritonCodedMatmul
-        from serving.kernels.triton_int8 import TritonInt8Matmul
+        from serving.kernels.gpu.coded_matmul import TritonCodedMatmul
+        from serving.kernels.gpu.int8_matmul import TritonInt8Matmul
+        from serving.kernels.gpu.scaled_fp8 import ScaledFp8Matmul
     except ImportError as error:
         log.warning("no triton kernels for quantized weights: %s", error)
         return

@@ -5,10 +5,10 @@ import pytest
 import torch
 from random_weights import random_weight
 
-from serving.kernels import tiles
 from serving.kernels.codebooks import E4M3, INT8
 from serving.kernels.coded_weight import CodedWeight
-from serving.kernels.triton_int8 import TritonInt8Matmul
+from serving.kernels.gpu import tiles
+from serving.kernels.gpu.int8_matmul import TritonInt8Matmul
 
 CUDA = torch.device("cuda")
 

@@ -1,6 +1,6 @@
 """How the GPU kernels for quantized weights cut a product into programs: one explicit table.
 
-Read by `triton_coded.py` and `triton_int8.py`. A table instead of a search at start: the same sums
+Read by `coded_matmul.py` and `int8_matmul.py`. A table instead of a search at start: the same sums
 in the same order on every start, and in every batch that the same row of the table serves.
 """
 

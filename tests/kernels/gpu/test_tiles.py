@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.kernels.tiles import HALF, INT8, SINGLE, Table, steps_per_program, tile_for
+from serving.kernels.gpu.tiles import HALF, INT8, SINGLE, Table, steps_per_program, tile_for
 
 
 def is_power_of_two(number: int) -> bool:

@@ -3,7 +3,7 @@
 Chosen by `matmul_choice.py` where a GPU runs it; only then is this module, and with it triton,
 imported. Weights are read as they are stored, activations stay what they are, sums are float32. For
 few rows the inputs are split over programs, whose partial sums are added in a fixed order. Next:
-`triton_decoding.py`, from codes to weights; `tiles.py`, the sizes.
+`decoding.py`, from codes to weights; `tiles.py`, the sizes.
 """
 
 from typing import Any, ClassVar
@@ -12,14 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from serving.kernels import tiles
 from serving.kernels.codebooks import E4M3, E5M2, INT4, INT8
 from serving.kernels.coded_weight import CodedWeight
-from serving.kernels.triton_decoding import weights
+from serving.kernels.gpu import tiles
+from serving.kernels.gpu.decoding import weights
+from serving.kernels.gpu.device import OLDEST, processors, reason_not_on
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-COMPUTED = (INT4, INT8, E4M3, E5M2)  # codes that `triton_decoding.py` has formulas for
-OLDEST = (8, 0)  # compute capability that triton supports
+COMPUTED = (INT4, INT8, E4M3, E5M2)  # codes that `decoding.py` has formulas for
 SUM_SIZE = 1024  # numbers that a program of `_sum_kernel` makes
 
 
@@ -51,7 +51,7 @@ class TritonCodedMatmul:
         self._bits = weight.book.bits
         self._group = 0 if weight.scales.shape[1] == 1 else weight.group_size
         self._table = tiles.SINGLE if dtype == torch.float32 else tiles.HALF
-        self._processors = _processors(device)
+        self._processors = processors(device)
         if device.type == "cuda":
             self.warm_up(dtype)
 
@@ -103,33 +103,12 @@ class TritonCodedMatmul:
         )  # fmt: skip
 
 
-def reason_not_on(device: torch.device, dtype: torch.dtype, oldest: tuple[int, int]) -> str | None:
-    """Why a device has no kernel for activations of this type; None: it has.
-
-    `oldest`: compute capability that the kernel needs.
-    """
-    if device.type != "cuda":
-        return f"no kernel for device '{device.type}'"
-    if dtype not in DTYPES:
-        return f"no kernel for {dtype}"
-    found = torch.cuda.get_device_capability(device)
-    if found < oldest:
-        return "compute capability {}.{} is below {}.{}".format(*found, *oldest)
-    return None
-
-
 def shared_run(group: int, columns: int) -> int:
     """Neighbours among so many columns that surely share a scale; a power of two, as both are.
 
     `group`: the size of a group, which need not be a power of two; 0: all of a row.
     """
     return columns if group == 0 else min(group & -group, columns)
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1  # triton's interpreter
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @triton.jit(do_not_specialize=["rows", "steps"])

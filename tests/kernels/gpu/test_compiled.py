@@ -4,29 +4,24 @@ The interpreter is chosen before triton is imported, for all of a process: hence
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from serving.kernels import tiles
 from serving.kernels.codebooks import E4M3, E5M2, INT4, INT8, NF4, Codebook
-from serving.kernels.tiles import Tile
+from serving.kernels.gpu import tiles
+from serving.kernels.gpu.tiles import Tile
 
 pytest.importorskip("triton")
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from gpu_build import POINTERS, build
 
-from serving.kernels import triton_coded, triton_int8, triton_rows
+from serving.kernels.gpu import coded_matmul, int8_matmul, row_codes
 
 INTERPRETED = Path(__file__).parent / "interpreted"
-SHARED_MEMORY = 99 * 1024  # bytes that a program may have on the smallest of our GPUs (8.6, 8.9)
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
 
 @pytest.mark.skipif(
@@ -45,37 +40,13 @@ def test_the_engine_needs_no_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def build(
-    kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], **options: Any
-) -> str:
-    """PTX that the assembler has accepted, for sizes that 16 divides.
-
-    `types`: of the arguments that are neither constants nor int32.
-    """
-    names = kernel.arg_names
-    signature = {name: types.get(name, "i32") for name in names}
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(names)
-        if name not in constants and name not in kernel.do_not_specialize
-    }
-    source = ASTSource(kernel, signature, constants, aligned)
-    options.setdefault("enable_fp_fusion", False)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert compiled.metadata.shared <= SHARED_MEMORY
-    ptx = str(compiled.asm["ptx"])
-    assert not re.search(r"\b(atom|red)\.", ptx)  # whose order depends on timing
-    return ptx
-
-
 def build_coded(
     capability: int, book: Codebook, dtype: torch.dtype, tile: Tile, group: int, is_split: bool
 ) -> str:
     pointer = POINTERS[dtype]
     constants = {
         "BOOK": "table" if book is NF4 else book.name, "BITS": book.bits, "GROUP": group,
-        "RUN": triton_coded.shared_run(group, tile.columns),
+        "RUN": coded_matmul.shared_run(group, tile.columns),
         "M": tile.rows, "N": tile.outputs, "K": tile.columns,
     }  # fmt: skip
     if book is not NF4:
@@ -87,7 +58,7 @@ def build_coded(
     if group == 0:
         constants["groups"] = 1  # as triton does with an argument of 1
     return build(
-        triton_coded._row_kernel if tile.rows == 1 else triton_coded._tile_kernel,
+        coded_matmul._row_kernel if tile.rows == 1 else coded_matmul._tile_kernel,
         capability,
         {
             "x": pointer, "codes": "*u8", "scales": "*fp32", "offsets": "*fp32",
@@ -128,7 +99,7 @@ def test_compiled_for_gpus_without_fp8(book: Codebook) -> None:
 
 def test_compiled_sum() -> None:
     types = {"sums": "*fp32", "bias": "*bf16", "y": "*bf16"}
-    build(triton_coded._sum_kernel, 80, types, {"SIZE": triton_coded.SUM_SIZE})
+    build(coded_matmul._sum_kernel, 80, types, {"SIZE": coded_matmul.SUM_SIZE})
 
 
 @pytest.mark.parametrize("tile", [tile for _, tile in tiles.INT8], ids=lambda tile: tile.rows)
@@ -139,9 +110,9 @@ def test_compiled_product_of_integers(tile: Tile) -> None:
     }  # fmt: skip
     constants = {"M": tile.rows, "N": tile.outputs, "K": tile.columns}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    assert "s32.s8.s8.s32" in build(triton_int8._product_kernel, 80, types, constants, **options)
+    assert "s32.s8.s8.s32" in build(int8_matmul._product_kernel, 80, types, constants, **options)
     types["sums"] = "*i32"
-    build(triton_int8._scale_kernel, 80, types, {"SIZE": triton_int8.SCALE_SIZE})
+    build(int8_matmul._scale_kernel, 80, types, {"SIZE": int8_matmul.SCALE_SIZE})
 
 
 @pytest.mark.parametrize(
@@ -152,8 +123,8 @@ def test_compiled_product_of_integers(tile: Tile) -> None:
 def test_compiled_quantization_of_rows(dtype: torch.dtype, pointer: str, rounding: str) -> None:
     types = {"x": "*bf16", "codes": pointer, "scales": "*fp32"}
     constants = {
-        "LARGEST": triton_rows.LARGEST[dtype], "ROUNDS": dtype is torch.int8, "K": 4096,
+        "LARGEST": row_codes.LARGEST[dtype], "ROUNDS": dtype is torch.int8, "K": 4096,
     }  # fmt: skip
-    ptx = build(triton_rows._quantize_kernel, 89, types, constants, num_warps=8)
+    ptx = build(row_codes._quantize_kernel, 89, types, constants, num_warps=8)
     assert rounding in ptx
     assert "fma" not in ptx

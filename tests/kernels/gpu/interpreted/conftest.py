@@ -1,7 +1,7 @@
 """The device that triton's kernels run on here: its interpreter, or a GPU.
 
-`tests/kernels/test_triton.py` runs these files with TRITON_INTERPRET=1 in a process of their own.
-Where there is a GPU, they test the compiled kernels: `pytest tests/kernels/interpreted/check_*.py`.
+`tests/kernels/gpu/test_compiled.py` runs these files with TRITON_INTERPRET=1 in a process of their
+own. Where there is a GPU, they test the compiled kernels: `pytest check_*.py` in this folder.
 Nothing is imported before a test needs it: other tests have this file read too.
 """
 

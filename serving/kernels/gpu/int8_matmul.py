@@ -10,11 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from serving.kernels import tiles
 from serving.kernels.codebooks import INT8
 from serving.kernels.coded_weight import CodedWeight
-from serving.kernels.triton_coded import OLDEST, reason_not_on
-from serving.kernels.triton_rows import quantize_rows
+from serving.kernels.gpu import tiles
+from serving.kernels.gpu.device import OLDEST, reason_not_on
+from serving.kernels.gpu.row_codes import quantize_rows
 
 # Limits of `torch._int_mm` on CUDA: more than 16 rows, and both other sizes a multiple of 8.
 ROW_MULTIPLE = 32

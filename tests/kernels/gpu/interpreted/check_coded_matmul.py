@@ -6,10 +6,10 @@ import pytest
 import torch
 from random_weights import random_weight
 
-from serving.kernels import tiles
 from serving.kernels.codebooks import E4M3, E5M2, FP4, INT4, INT8, NF4, Codebook
 from serving.kernels.coded_weight import CodedWeight
-from serving.kernels.triton_coded import TritonCodedMatmul, shared_run
+from serving.kernels.gpu import tiles
+from serving.kernels.gpu.coded_matmul import TritonCodedMatmul, shared_run
 
 # Relative to the norm of the result: weights and results are rounded to the type.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}

@@ -5,8 +5,8 @@ import torch
 from random_weights import random_weight
 
 from serving.kernels.codebooks import E4M3, E5M2
-from serving.kernels.scaled_fp8 import ScaledFp8Matmul
-from serving.kernels.triton_rows import quantize_rows
+from serving.kernels.gpu.row_codes import quantize_rows
+from serving.kernels.gpu.scaled_fp8 import ScaledFp8Matmul
 
 CUDA = torch.device("cuda")
 

@@ -1,6 +1,6 @@
 """From the codes of a quantized weight to numbers in the registers of a GPU.
 
-Called inside the kernels of `triton_coded.py`; the formulas are those of `CodedWeight.dequantize`.
+Called inside the kernels of `coded_matmul.py`; the formulas are those of `CodedWeight.dequantize`.
 """
 
 import triton

@@ -1,6 +1,6 @@
 """`x @ weight.T + bias` on GPUs with fp8 arithmetic: activations are scaled row by row to E4M3.
 
-Chosen by `matmul_choice.py` before `triton_coded.py`, which is more exact and slower for many rows.
+Chosen by `matmul_choice.py` before `coded_matmul.py`, which is more exact and slower for many rows.
 An activation keeps three bits of its mantissa, so a result deviates by a few percent of its size.
 """
 
@@ -10,8 +10,8 @@ import torch
 
 from serving.kernels.codebooks import E4M3
 from serving.kernels.coded_weight import CodedWeight
-from serving.kernels.triton_coded import reason_not_on
-from serving.kernels.triton_rows import quantize_rows
+from serving.kernels.gpu.device import reason_not_on
+from serving.kernels.gpu.row_codes import quantize_rows
 
 OLDEST = (8, 9)  # compute capability with fp8 arithmetic
 SIZE_MULTIPLE = 16  # of both sizes of the weight, for cuBLAS and CUTLASS

@@ -1,6 +1,6 @@
 """Activations to 8 bits on a GPU, each row by its own largest number.
 
-Used by `triton_int8.py` and `scaled_fp8.py`, whose products are of 8-bit numbers on both sides.
+Used by `int8_matmul.py` and `scaled_fp8.py`, whose products are of 8-bit numbers on both sides.
 """
 
 import torch

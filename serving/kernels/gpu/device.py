@@ -1,0 +1,28 @@
+"""What a GPU is and what its kernels may be: read by everything that chooses or sizes a kernel."""
+
+import torch
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+OLDEST = (8, 0)  # compute capability that triton supports
+
+
+def reason_not_on(device: torch.device, dtype: torch.dtype, oldest: tuple[int, int]) -> str | None:
+    """Why a device has no kernel for activations of this type; None: it has.
+
+    `oldest`: compute capability that the kernel needs.
+    """
+    if device.type != "cuda":
+        return f"no kernel for device '{device.type}'"
+    if dtype not in DTYPES:
+        return f"no kernel for {dtype}"
+    found = torch.cuda.get_device_capability(device)
+    if found < oldest:
+        return "compute capability {}.{} is below {}.{}".format(*found, *oldest)
+    return None
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device, which a kernel should fill."""
+    if device.type != "cuda":
+        return 1  # triton's interpreter
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
