@@ -42,7 +42,12 @@ def check(reports: list[dict[str, Any]], size: int) -> None:
         assert report["strided"] == [[total] * 4] * 3
         assert report["large"] == pytest.approx(large.float().sum().item(), rel=1e-2)
         assert report["gathered"] == [[x for r in range(size) for x in (r, 10.0 + r)]]
+        assert report["gathered in one"] == [
+            [x + 10 * r for r in range(size) for x in row] for row in ([0.0, 2.0], [4.0, 6.0])
+        ]
         assert report["least"] == [5, 7 - (size - 1)]
+        assert report["ids"] == [3, 7]
+        assert report["every second"] == [0, 10 + rank, 20, 30 + rank]
         if rank:
             assert report["plans"] == [[1, 2], [2]]
             assert report["end"]

@@ -16,6 +16,8 @@ from serving.engine.plan_channel import Command
 from serving.engine.ranks import Place
 from serving.errors import StartupError
 from serving.kernels.dispatch import choose_ops
+from serving.layers import parallel
+from serving.layers.parallel import ShardContext
 
 CPU = torch.device("cpu")
 
@@ -39,7 +41,10 @@ def main(way: str, rendezvous: str, run_dir: Path, rank: int, size: int) -> int:
         "large": shard.all_reduce(uneven.clone()).float().sum().item(),
         "strided": shard.all_reduce(strided).tolist(),
         "gathered": shard.all_gather_last(torch.tensor([[rank, 10.0 + rank]])).tolist(),
+        "gathered in one": gathered_in_one(shard),
         "least": shard.agree_on_least([rank + 5, 7 - rank]),
+        "ids": shard.broadcast(torch.tensor([rank + 3, 7 - rank])).tolist(),
+        "every second": broadcast_strided(shard),
     }
     if rank == 0:
         sender = plan_channel.lead(group, place, run_dir)
@@ -55,6 +60,20 @@ def main(way: str, rendezvous: str, run_dir: Path, rank: int, size: int) -> int:
             report["end"] = True
     print(json.dumps(report))
     return 0
+
+
+def gathered_in_one(shard: ShardContext) -> list[list[float]]:
+    """Two rows of two numbers of each rank, as they are gathered between GPUs."""
+    own = torch.arange(8.0).view(2, 4)[:, ::2] + 10 * shard.rank
+    return parallel.gather_in_one(own, shard.size, shard.group).tolist()
+
+
+def broadcast_strided(shard: ShardContext) -> list[int]:
+    """What is left of 0, 10, 20, 30 of a rank when rank 0 has sent every second number."""
+    numbers = torch.arange(4) * 10 + shard.rank
+    every_second = numbers[::2]
+    assert shard.broadcast(every_second) is every_second
+    return numbers.tolist()
 
 
 if __name__ == "__main__":
