@@ -39,7 +39,7 @@ from serving.engine.life_signs import LifeSigns, Runner
 from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop
 from serving.engine.model_loader import LoadedModel, load_model
-from serving.engine.model_runner import ModelRunner, StepResult
+from serving.engine.model_runner import Launched, ModelRunner, Pending, StepResult
 from serving.engine.plan import Plan
 from serving.engine.plan_channel import Command, PlanSender
 from serving.engine.ranks import Place, RankGroup
@@ -93,9 +93,17 @@ class TimedRunner:
         self._runner = runner
         self.last_forward = 0.0
 
-    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
-        """Run a step and remember its forward time."""
-        result = self._runner.execute(plan, masks)
+    def launch(self, plan: Plan) -> Launched:
+        """See `ModelRunner`."""
+        return self._runner.launch(plan)
+
+    def choose(self, launched: Launched, masks: TokenMasks | None = None) -> Pending:
+        """See `ModelRunner`."""
+        return self._runner.choose(launched, masks)
+
+    def finish(self, pending: Pending) -> StepResult:
+        """See `ModelRunner`; remembers the forward time."""
+        result = self._runner.finish(pending)
         self.last_forward = result.forward_seconds
         return result
 
@@ -133,7 +141,7 @@ class Bench:
         self.sender = TimedSender(followers) if followers else None
         whole: Runner = runner
         if self.sender is not None:
-            whole = LeadingRunner(runner, cast(PlanSender, self.sender))
+            whole = LeadingRunner(runner, cast(PlanSender, self.sender), tells_tokens=True)
         self.runner = TimedRunner(whole)
         blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE, model.traits.shared_prefixes)
         self.scheduler = Scheduler(blocks, MAX_ROWS, token_budget)

@@ -136,7 +136,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     waiting_served_ratio: Annotated[float, Flag("TGI scheduling hint", inert=CHUNKED)] = 0.3
     max_waiting_tokens: Annotated[int, Flag("TGI scheduling hint", inert=CHUNKED)] = 20
     cuda_graphs: Annotated[
-        str | None, Flag("batch sizes to capture", inert="has no effect on this device")
+        str | None,
+        Flag("sequences of the decode steps that a GPU records, 0: none; default: 1, 2, 4, 8 ..."),
     ] = None
     cuda_memory_fraction: Annotated[float, Flag("share of device memory to use")] = 1.0
     prefix_caching: Annotated[bool, Flag("reuse KV blocks of equal prompts", cli=False)] = True

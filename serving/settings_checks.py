@@ -63,6 +63,7 @@ def checked(settings: Settings, num_devices: int = 0) -> Settings:
             settings, max_input_tokens=settings.max_input_length, origins=origins
         )
     _check_ranges(settings)
+    _check_graphs(settings)
     _check_fault(settings)
     return with_shard_count(settings, num_devices)
 
@@ -82,6 +83,17 @@ def _check_ranges(settings: Settings) -> None:
             f"`max_input_tokens` must be < `max_total_tokens`. Given: {longest} and {total}",
             exit_code=1,
         )
+
+
+def _check_graphs(settings: Settings) -> None:
+    sizes = settings.cuda_graphs
+    if sizes is None or all(part.strip().isdecimal() for part in sizes.split(",")):
+        return
+    raise SettingsError(
+        "`cuda_graphs` must be numbers separated by commas, or 0. "
+        f"Given: {sizes} ({settings.origins['cuda_graphs']})",
+        exit_code=1,
+    )
 
 
 def _check_fault(settings: Settings) -> None:

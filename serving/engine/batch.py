@@ -2,7 +2,8 @@
 
 Every rank keeps a `RowTable` and applies the same plans to it. All numpy, no torch, no device:
 rows are written when they change, and a step's arrays are gathered from them without a Python loop
-over decode rows. Read by `model_runner.py` and `sampler.py`.
+over decode rows. A token that the device has chosen and the host has not read yet is `UNKNOWN`.
+Read by `model_runner.py` and `sampler.py`.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from serving.engine.plan import Admission, Plan
 
 Ints = npt.NDArray[np.int64]
+UNKNOWN = -1  # in place of a token id
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ class StepArrays:
     sample_index: Ints  # flat token whose logits are wanted, [samples]
     sample_rows: Ints  # row of each of them, [samples]
 
+    @property
+    def has_unknown(self) -> bool:
+        """Whether the token of a decode row is not known to the host."""
+        return bool((self.token_ids[: self.num_decodes] < 0).any())
+
+
+@dataclass(frozen=True)
+class ExpectedTokens:
+    """Tokens that rows will get, [n] each: where they belong, and to which of a row's sequences."""
+
+    rows: Ints
+    positions: Ints
+    tenures: Ints
+
 
 class RowTable:
     """Tokens, blocks and sampling parameters of up to `rows` running sequences."""
@@ -67,6 +83,7 @@ class RowTable:
         self.token_ids = np.zeros((rows, max_tokens + 1), np.int32)
         self.num_tokens = np.zeros(rows, np.int64)
         self.num_computed = np.zeros(rows, np.int64)
+        self._tenures = np.zeros(rows, np.int64)  # sequences that a row has had
         self.block_table = np.zeros((rows, -(-max_tokens // block_size)), np.int32)
         self.samples = np.zeros(rows, np.bool_)
         self.temperature = np.ones(rows, np.float32)
@@ -98,13 +115,27 @@ class RowTable:
         self.num_computed[plan.rows] += plan.lengths
         return arrays
 
-    def append(self, rows: Ints, token_ids: Ints) -> None:
-        """Known tokens grow by one in each of these rows."""
-        self.token_ids[rows, self.num_tokens[rows]] = token_ids
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table."""
+        return len(self.num_tokens)
+
+    def expect(self, rows: Ints) -> ExpectedTokens:
+        """The sequences of these rows grow by a token each, `UNKNOWN` until it is filled in."""
+        positions = self.num_tokens[rows]
+        self.token_ids[rows, positions] = UNKNOWN
         self.num_tokens[rows] += 1
+        return ExpectedTokens(rows, positions, self._tenures[rows])
+
+    def fill(self, expected: ExpectedTokens, token_ids: npt.ArrayLike) -> None:
+        """The tokens are known; those of sequences that have left their row are nobody's."""
+        still = self._tenures[expected.rows] == expected.tenures
+        rows, positions = expected.rows[still], expected.positions[still]
+        self.token_ids[rows, positions] = np.asarray(token_ids, np.int32)[still]
 
     def _admit(self, admission: Admission) -> None:
         row, sampling = admission.row, admission.sampling
+        self._tenures[row] += 1
         self.token_ids[row, : len(admission.token_ids)] = admission.token_ids
         self.num_tokens[row] = len(admission.token_ids)
         self.num_computed[row] = admission.computed

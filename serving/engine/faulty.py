@@ -16,7 +16,7 @@ from typing import Never, cast
 import torch
 
 from serving.engine.logit_rules import TokenMasks
-from serving.engine.model_runner import ModelRunner, StepResult
+from serving.engine.model_runner import Launched, ModelRunner, Pending, StepResult
 from serving.engine.plan import Admission, Plan
 from serving.fault import Fault
 from serving.models.causal_model import CausalModel
@@ -63,10 +63,18 @@ class FaultyRunner:
         self._steps = 0
         self._prompts: dict[int, frozenset[int]] = {}  # row: token ids of its sequence's prompt
 
-    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
+    def launch(self, plan: Plan) -> Launched:
         """See `ModelRunner`; raises what a fault says."""
         with self._struck(plan):
-            return self._runner.execute(plan, masks)
+            return self._runner.launch(plan)
+
+    def choose(self, launched: Launched, masks: TokenMasks | None = None) -> Pending:
+        """See `ModelRunner`."""
+        return self._runner.choose(launched, masks)
+
+    def finish(self, pending: Pending) -> StepResult:
+        """See `ModelRunner`."""
+        return self._runner.finish(pending)
 
     def follow(self, plan: Plan, chosen: list[int]) -> None:
         """See `ModelRunner`; raises what a fault says."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.logit_rules import TokenMasks
-from serving.engine.model_runner import StepResult
+from serving.engine.model_runner import Launched, Pending, StepResult
 from serving.engine.plan import Plan
 
 PROOF_SECONDS = 5.0  # without a step, until one is run for its own sake
@@ -21,8 +21,14 @@ PROOFS_IN_A_STALL = 3  # at least: one that comes late is no stall
 class Runner(Protocol):
     """What runs steps: a `ModelRunner`, or a `LeadingRunner` around it."""
 
-    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
-        """Run one step."""
+    def launch(self, plan: Plan) -> Launched:
+        """See `ModelRunner`, for this and the others."""
+
+    def choose(self, launched: Launched, masks: TokenMasks | None = None) -> Pending:
+        """Choose the tokens of a launched step."""
+
+    def finish(self, pending: Pending) -> StepResult:
+        """Wait for them."""
 
 
 class LifeSigns:
@@ -53,5 +59,5 @@ class LifeSigns:
     def prove_if_due(self) -> None:
         """Run the proof if there was no step for long."""
         if time.monotonic() - self._last_step >= self._interval:
-            self._runner.execute(self._proof)
+            self._runner.finish(self._runner.choose(self._runner.launch(self._proof)))
             self.step_done()

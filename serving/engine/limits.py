@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from serving.engine import kv_cache, warm_up
+from serving.engine.graph_sizes import recorded_sizes
 from serving.engine.model_loader import LoadedModel
 from serving.errors import StartupError
 from serving.protocol.messages import Limits
@@ -66,12 +67,14 @@ def measure_limits(
     sizes = _with_affordable_rows(model, asked, _agreed_free(model, neighbours))
     before = kv_cache.resident_memory()
     worst = warm_up.run(model, sizes.token_budget, sizes.rows, settings.block_size, longest)
-    free = _agreed_free(model, neighbours, beside=worst.num_bytes)
+    recorded = recorded_sizes(settings.cuda_graphs, sizes.rows, model)
+    graphs = warm_up.graph_bytes(model, recorded, settings.block_size, longest)
+    free = _agreed_free(model, neighbours, beside=worst.num_bytes + graphs)
     sizes = _with_affordable_rows(model, sizes, free)
     if sizes.rows < asked.rows:
         _warn_lowered("sequences of a step", asked.rows, sizes.rows, MORE_MEMORY)
     num_blocks = _num_blocks(settings, model, sizes, free, longest)
-    _log_ledger(model, before, worst.num_bytes, free, sizes.rows, num_blocks)
+    _log_ledger(model, before, worst.num_bytes, graphs, free, sizes.rows, num_blocks)
     max_input, longest = fit_lengths(settings, longest, starts, num_blocks)
     limits = Limits(max_input, longest, sizes.rows, sizes.token_budget, num_blocks)
     _log_limits(limits, settings.block_size)
@@ -197,9 +200,17 @@ def _warn_lowered(what: str, asked: int, got: int, remedy: str) -> None:
 
 
 def _log_ledger(
-    model: LoadedModel, before: int, worst_step: int, free: int, rows: int, num_blocks: int
+    model: LoadedModel,
+    before: int,
+    worst_step: int,
+    graphs: int,
+    free: int,
+    rows: int,
+    num_blocks: int,
 ) -> None:
     entries = {"process and weights": before, "worst step": worst_step, "free": free}
+    if graphs:
+        entries["recorded steps"] = graphs
     if model.shape.block_bytes:
         entries["kv pool"] = num_blocks * model.shape.block_bytes
     if model.shape.row_bytes:

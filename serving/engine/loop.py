@@ -1,19 +1,23 @@
 """The engine's table of contents: receive, schedule, run, complete, reply.
 
 Rank 0. Built by `process.py`. One turn is one step; everything between two forward passes is here
-or is called from here, and must stay below a millisecond at 64 rows.
+or is called from here, and must stay below a millisecond at 64 rows. On a GPU all of it happens
+beside a forward pass: a step is launched before the tokens of the one ahead of it are read.
 """
 
 import logging
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 
 from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.life_signs import LifeSigns, Runner
 from serving.engine.load_reports import LoadReports
 from serving.engine.mailbox import Mailbox
+from serving.engine.model_runner import Pending
 from serving.engine.out_of_memory import is_out_of_memory
+from serving.engine.plan import Plan
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.step_metrics import StepMetrics, StepTimes
@@ -22,6 +26,15 @@ from serving.protocol.messages import Delta
 log = logging.getLogger(__name__)
 IDLE_POLL_MS = 100
 COMPILING_POLL_MS = 1
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose tokens are not read yet."""
+
+    pending: Pending
+    began: float  # time.perf_counter()
+    scheduling: float  # seconds
 
 
 class EngineLoop:
@@ -37,13 +50,16 @@ class EngineLoop:
         life: LifeSigns,
         metrics: StepMetrics,
         loads: LoadReports | None = None,
+        overlaps: bool = False,
         repeats_steps: bool = True,
         check_idle: bool = False,
     ) -> None:
         """`loads`: only with siblings; `check_idle`: assert that nothing leaks.
 
-        `repeats_steps`: a step that ran out of memory is run again, smaller. Not with several
-        ranks, of which others may wait in the middle of the step.
+        `overlaps`: a step is launched before the one ahead of it is complete. Where the device is
+        the CPU itself that gains nothing, and wastes the rows that have ended. `repeats_steps`: a
+        step that ran out of memory is run again, smaller. Not with several ranks, of which others
+        may wait in the middle of the step.
         """
         self._intake = intake
         self._scheduler = scheduler
@@ -53,8 +69,10 @@ class EngineLoop:
         self._life = life
         self._metrics = metrics
         self._loads = loads
+        self._overlaps = overlaps
         self._repeats_steps = repeats_steps
         self._check_idle = check_idle
+        self._ahead: _Step | None = None
         self._was_busy = False
         self._running = True
 
@@ -71,7 +89,7 @@ class EngineLoop:
     def turn(self) -> None:
         """One step, or a short wait for messages when there is nothing to do."""
         self._intake.turn(self._poll_ms())
-        if self._intake.must_wait or not self._step():
+        if not self._step():
             self._life.prove_if_due()
         if not self._scheduler.num_live and self._was_busy:
             self._rest()
@@ -80,40 +98,55 @@ class EngineLoop:
             self._loads.send_if_due(self._intake.num_live)
 
     def _step(self) -> bool:
-        """Run the next step; False if there is none."""
-        started = time.perf_counter()
-        plan = self._scheduler.schedule()
+        """Start the next step and complete the one ahead of it; False if there is neither."""
+        began = time.perf_counter()
+        plan = None if self._intake.must_wait else self._scheduler.schedule()
         if plan is None:
-            return False
+            return self._complete_ahead()
         self._was_busy = True
-        masks = self._guidance.masks(self._scheduler.sampling())
         scheduled = time.perf_counter()
         try:
-            result = self._runner.execute(plan, masks)
+            pending = self._start(plan)
         except Exception as error:
             self._set_back(error)
             return True
-        executed = time.perf_counter()
+        self._ahead = _Step(pending, began, scheduled - began)
+        if not self._overlaps:
+            self._complete_ahead()
+        return True
+
+    def _start(self, plan: Plan) -> Pending:
+        """Launch a step; the tokens of the one ahead are known when its own are chosen."""
+        launched = self._runner.launch(plan)
+        self._complete_ahead()
+        masks = self._guidance.masks(self._scheduler.sampling())
+        return self._runner.choose(launched, masks)
+
+    def _complete_ahead(self) -> bool:
+        """Read the tokens of the step ahead, append and send them; False if there is none."""
+        step, self._ahead = self._ahead, None
+        if step is None:
+            return False
+        result = self._runner.finish(step.pending)
+        arrived = time.perf_counter()
         deltas = self._scheduler.complete(result.choice)
         completed = time.perf_counter()
         self._reply(deltas)
         replied = time.perf_counter()
         self._life.step_done()
-        self._metrics.observe(
-            self._scheduler,
-            StepTimes(
-                whole=replied - started,
-                schedule=scheduled - started,
-                forward=result.forward_seconds,
-                complete=completed - executed,
-                reply=replied - completed,
-            ),
+        times = StepTimes(
+            whole=replied - step.began,
+            schedule=step.scheduling,
+            forward=result.forward_seconds,
+            complete=completed - arrived,
+            reply=replied - completed,
         )
+        self._metrics.observe(self._scheduler, times)
         return True
 
     def _poll_ms(self) -> int:
         """How long to wait for messages if there are none."""
-        if self._scheduler.num_live:
+        if self._scheduler.num_live or self._ahead is not None:
             return 0
         return COMPILING_POLL_MS if self._guidance.num_pending else IDLE_POLL_MS
 
@@ -125,6 +158,7 @@ class EngineLoop:
         self._metrics.observe_failure(self._scheduler)
         if not (self._repeats_steps and is_out_of_memory(error) and self._scheduler.can_shrink):
             raise error
+        self._complete_ahead()
         self._scheduler.retract()
         log.warning("a step ran out of memory and is run again, smaller: %s", error)
 

@@ -15,8 +15,10 @@ from prometheus_client import CollectorRegistry
 from serving import fault
 from serving.engine import faulty, limits, plan_channel, ranks, warm_up
 from serving.engine.block_manager import BlockManager
+from serving.engine.decode_graphs import CudaRecorder, SparePlace
 from serving.engine.follower import FollowerLoop
 from serving.engine.grammar_compiler import GrammarCompiler
+from serving.engine.graph_sizes import recorded_sizes
 from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
@@ -93,12 +95,23 @@ def _measured(start: RankStart, model: LoadedModel) -> limits.Measured:
     return limits.measure_limits(start.settings, model, neighbours, assignment.shrink)
 
 
+def _overlaps(device: torch.device) -> bool:
+    """Whether steps run beside the host, which then need not wait for their tokens."""
+    return device.type != "cpu"
+
+
 def _runner(start: RankStart, model: LoadedModel, sizes: Limits) -> ModelRunner:
     settings, place = start.settings, start.place
     is_restart = start.assignment.limits is not None
     kv, table = warm_up.allocate(model, sizes, settings.block_size, in_background=is_restart)
     sampler = Sampler(model.ops, Watermark(settings.watermark_gamma, settings.watermark_delta))
-    runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows)
+    shares = _overlaps(model.device) and place.size > 1
+    share = model.shard.broadcast if shares else None
+    runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows, share)
+    recorded = recorded_sizes(settings.cuda_graphs, sizes.max_rows, model)
+    if recorded:
+        spare = SparePlace(sizes.max_rows, sizes.num_blocks, settings.block_size)
+        runner.record(recorded, CudaRecorder(), spare, sizes.max_total_tokens)
     if settings.fault is None:
         return runner
     epoch = start.assignment.epoch
@@ -115,8 +128,10 @@ def _leading_loop(
     )  # fmt: skip
     has_siblings = settings.num_replicas > 1
     whole: Runner = runner
+    overlaps = _overlaps(model.device)
     if place.size > 1:
-        whole = LeadingRunner(runner, plan_channel.lead(group, place, start.run_dir))
+        followers = plan_channel.lead(group, place, start.run_dir)
+        whole = LeadingRunner(runner, followers, tells_tokens=not overlaps)
     traits = model.traits
     prefix_caching = settings.prefix_caching and traits.shared_prefixes
     blocks = BlockManager(sizes.num_blocks, settings.block_size, prefix_caching, has_siblings)
@@ -146,6 +161,7 @@ def _leading_loop(
         LifeSigns(reports, whole, proof, settings.stall_seconds),
         StepMetrics(metrics),
         LoadReports(mailbox, blocks) if has_siblings else None,
+        overlaps=overlaps,
         repeats_steps=place.size == 1,
         check_idle=settings.engine_checks,
     )

@@ -2,9 +2,13 @@
 
 Randomness is counter-based: the uniform number of a token is a hash of (seed, position), and the
 token is found by inverse CDF over the filtered distribution. So the result does not depend on the
-batch, no generator state exists, and a sequence can be resumed anywhere. Called by
-`model_runner.py`; the rules before it are in `logit_rules.py`.
+batch, no generator state exists, and a sequence can be resumed anywhere. Everything happens on the
+device, and nothing is read from it: that is for whoever wants the `Chosen`. Called by
+`model_runner.py`; the rules before it are in `logit_rules.py`, the filters in `kernels/`.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +16,46 @@ import torch
 
 from serving.engine import logit_rules
 from serving.engine.batch import Ints, RowTable
+from serving.engine.device_copy import Array, upload
 from serving.engine.logit_rules import TokenMasks
-from serving.engine.plan import Choice
 from serving.engine.watermark import Watermark
 from serving.kernels.torch_ops import TorchOps
 
 TIES = 16  # candidates fetched beyond top_n_tokens, because ties with the last one are reported
 
 
+@dataclass(frozen=True)
+class TopTokens:
+    """Candidates of the rows that want their best tokens, the best first."""
+
+    counts: Ints  # [samples]; 0: a row that wants none and is not in the tensors
+    ids: torch.Tensor  # int64 [rows that want some, candidates]
+    logprobs: torch.Tensor  # float32, the same
+
+    def read(self, ids: Array, logprobs: Array) -> list[list[tuple[int, float]]]:
+        """The best `counts` (id, logprob) of each row, ties with the last included.
+
+        `ids`, `logprobs`: the tensors' contents on the host.
+        """
+        tops: list[list[tuple[int, float]]] = [[] for _ in self.counts]
+        for index, row in enumerate(np.flatnonzero(self.counts).tolist()):
+            pairs = list(zip(ids[index].tolist(), logprobs[index].tolist(), strict=True))
+            threshold = pairs[min(int(self.counts[row]), len(pairs)) - 1][1]
+            tops[row] = [(i, v) for i, v in pairs if v >= threshold and v > float("-inf")]
+        return tops
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tokens of a step, on the device."""
+
+    ids: torch.Tensor  # int64 [samples]
+    logprobs: torch.Tensor  # float32 [samples]
+    tops: TopTokens | None = None
+
+
 class Sampler:
-    """Logits of a step to its `Choice`. Plain greedy rows take a short cut."""
+    """Logits of a step to what is `Chosen`. Plain greedy rows take a short cut."""
 
     def __init__(self, ops: TorchOps, watermark: Watermark) -> None:
         self._ops = ops
@@ -29,23 +63,26 @@ class Sampler:
 
     def choose(
         self, logits: torch.Tensor, table: RowTable, rows: Ints, masks: TokenMasks | None = None
-    ) -> Choice:
+    ) -> Chosen:
         """`logits` [samples, vocab], one for each of `rows` in the table; `masks`: guided rows."""
         special = np.flatnonzero(~table.is_plain[rows])
         if len(special) == len(rows):
             return self._choose_special(logits.float(), table, rows, masks)
         ids, logprobs = self._ops.greedy(logits)
-        choice = Choice(rows.tolist(), ids.tolist(), logprobs.tolist(), [[]] * len(rows))
-        if len(special):
-            picked = torch.from_numpy(special).to(logits.device)
-            scores = logits[picked].float()
-            _overlay(choice, special, self._choose_special(scores, table, rows[special], masks))
-        return choice
+        if not len(special):
+            return Chosen(ids, logprobs)
+        (picked,) = upload([special], logits.device)
+        own = self._choose_special(logits[picked].float(), table, rows[special], masks)
+        ids[picked], logprobs[picked] = own.ids, own.logprobs
+        if own.tops is None:
+            return Chosen(ids, logprobs)
+        counts = table.top_n_tokens[rows]
+        return Chosen(ids, logprobs, replace(own.tops, counts=counts))
 
     def _choose_special(
         self, scores: torch.Tensor, table: RowTable, rows: Ints, masks: TokenMasks | None
-    ) -> Choice:
-        """All rules for all rows of float32 `scores`, which may be overwritten."""
+    ) -> Chosen:
+        """All rules for all rows of float32 `scores`."""
         scores = scores.clone()
         self._watermark.favour(scores, table, rows)
         logit_rules.penalise(scores, table, rows)
@@ -57,36 +94,48 @@ class Sampler:
         sampled = np.flatnonzero(table.samples[rows])
         ids = scores.argmax(-1)
         if len(sampled):
-            picked = torch.from_numpy(sampled).to(scores.device)
-            warped = warp(scores[picked], table, rows[sampled])
+            own = rows[sampled]
+            uniforms = uniform(table.seed[own], table.num_tokens[own])
+            picked, drawn_at = upload([sampled, uniforms], scores.device)
+            warped = self._warp(scores[picked], table, own)
             scores[picked] = warped
-            uniforms = uniform(table.seed[rows[sampled]], table.num_tokens[rows[sampled]])
-            ids[picked] = draw(warped, torch.from_numpy(uniforms).to(scores.device))
+            ids[picked] = draw(warped, drawn_at)
         logprobs = scores.log_softmax(-1)
         chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-        tops = _top_tokens(logprobs, table.top_n_tokens[rows])
-        return Choice(rows.tolist(), ids.tolist(), chosen.tolist(), tops)
+        return Chosen(ids, chosen, _top_tokens(logprobs, table.top_n_tokens[rows]))
+
+    def _warp(self, scores: torch.Tensor, table: RowTable, rows: Ints) -> torch.Tensor:
+        """Temperature, top-k, top-p, typical-p: filtered ids become -inf. [rows, vocab] float32."""
+        ops, top_k = self._ops, table.top_k[rows]
+        (temperature,) = upload([table.temperature[rows, None]], scores.device)
+        # Relative to the best: a small temperature must not overflow.
+        scores = (scores - scores.amax(-1, keepdim=True)) / temperature
+
+        def keep_top_k(scores: torch.Tensor, values: torch.Tensor) -> None:
+            ops.keep_top_k(scores, values, int(top_k.max()))
+
+        _filter(scores, top_k, top_k > 0, keep_top_k)
+        _filter(scores, table.top_p[rows], table.top_p[rows] < 1.0, ops.keep_top_p)
+        _filter(scores, table.typical_p[rows], table.typical_p[rows] < 1.0, ops.keep_typical)
+        return scores
 
 
-def warp(scores: torch.Tensor, table: RowTable, rows: Ints) -> torch.Tensor:
-    """Temperature, top-k, top-p, typical-p: filtered ids become -inf. [rows, vocab] float32."""
-    device = scores.device
-    # Relative to the best: a small temperature must not overflow.
-    scores = scores - scores.amax(-1, keepdim=True)
-    scores = scores / torch.from_numpy(table.temperature[rows]).to(device).unsqueeze(-1)
-    for values, is_on, rule in (
-        (table.top_k[rows], table.top_k[rows] > 0, logit_rules.keep_top_k),
-        (table.top_p[rows], table.top_p[rows] < 1.0, logit_rules.keep_top_p),
-        (table.typical_p[rows], table.typical_p[rows] < 1.0, logit_rules.keep_typical),
-    ):
-        index = np.flatnonzero(is_on)
-        if not len(index):
-            continue
-        picked = torch.from_numpy(index).to(device)
-        subset = scores[picked]
-        rule(subset, torch.from_numpy(values[index]).to(device))
-        scores[picked] = subset
-    return scores
+def _filter(
+    scores: torch.Tensor,
+    values: Array,
+    is_on: npt.NDArray[np.bool_],
+    rule: Callable[[torch.Tensor, torch.Tensor], None],
+) -> None:
+    """Apply a filter to the rows where it is on, in place; `values` [rows]: its parameter."""
+    if is_on.all():
+        rule(scores, upload([values], scores.device)[0])
+        return
+    index = np.flatnonzero(is_on)
+    if len(index):
+        picked, own_values = upload([index, values[index]], scores.device)
+        own = scores[picked]
+        rule(own, own_values)
+        scores[picked] = own
 
 
 def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -119,25 +168,12 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return mixed
 
 
-def _top_tokens(logprobs: torch.Tensor, counts: Ints) -> list[list[tuple[int, float]]]:
-    """The best `counts[row]` (id, logprob) of each row, ties with the last included."""
-    tops: list[list[tuple[int, float]]] = [[] for _ in counts]
-    if not counts.any():
-        return tops
+def _top_tokens(logprobs: torch.Tensor, counts: Ints) -> TopTokens | None:
+    """The candidates of the rows whose count is not 0."""
+    wanting = np.flatnonzero(counts)
+    if not len(wanting):
+        return None
     width = min(int(counts.max()) + TIES, logprobs.shape[-1])
-    values, ids = logprobs.topk(width, dim=-1)
-    for row, count in enumerate(counts):
-        if not count:
-            continue
-        pairs = list(zip(ids[row].tolist(), values[row].tolist(), strict=True))
-        threshold = pairs[min(int(count), width) - 1][1]
-        tops[row] = [(i, v) for i, v in pairs if v >= threshold and v > float("-inf")]
-    return tops
-
-
-def _overlay(choice: Choice, index: Ints, special: Choice) -> None:
-    """Put the results of the special rows in their places."""
-    for source, target in enumerate(index.tolist()):
-        choice.token_ids[target] = special.token_ids[source]
-        choice.logprobs[target] = special.logprobs[source]
-        choice.top_tokens[target] = special.top_tokens[source]
+    (picked,) = upload([wanting], logprobs.device)
+    values, ids = logprobs[picked].topk(width, dim=-1)
+    return TopTokens(counts, ids, values)

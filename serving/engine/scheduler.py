@@ -1,7 +1,9 @@
 """Decides what the next step runs: running decodes first, then prompt chunks, then new sequences.
 
 Rank 0 only, no torch. `loop.py` calls `schedule()` for a plan and `complete()` with the tokens that
-the step chose, or `retract()` if memory ran out in it. Blocks are taken as tokens need them, never
+the step chose, or `retract()` if memory ran out in it. A step may be planned before the one ahead
+of it is complete: its tokens count as unknown ones, and a sequence that turns out to have ended
+wastes a row of the second step. Blocks are taken as tokens need them, never
 reserved for `max_new_tokens`; when they run out the youngest sequence is preempted and recomputed
 later, so the oldest always finishes. A suspect of a crash runs alone until its first token.
 """
@@ -9,10 +11,11 @@ later, so the oldest always finishes. A suspect of a crash runs alone until its 
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serving.engine.block_manager import BlockManager
-from serving.engine.plan import Admission, Choice, Plan
+from serving.engine.plan import Choice, Plan
+from serving.engine.plan_draft import Place, PlanDraft
 from serving.engine.sequence import Sequence, SequenceKey
 from serving.engine.session_pins import SessionPins
 from serving.engine.step_budget import StepBudget, StepSize
@@ -20,24 +23,8 @@ from serving.protocol.messages import Delta
 
 
 @dataclass(slots=True)
-class PlanDraft:
-    """A plan while it is being made, with the sequence of each row."""
-
-    admissions: list[Admission] = field(default_factory=list)
-    grown: list[tuple[int, int, int]] = field(default_factory=list)
-    sequences: list[Sequence] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    num_decodes: int = 0
-
-    @property
-    def size(self) -> StepSize:
-        """What the step holds."""
-        return StepSize(sum(self.lengths), len(self.sequences))
-
-
-@dataclass(slots=True)
 class Counters:
-    """Running totals and the last step's sizes, for the metrics."""
+    """Running totals and the last complete step's sizes, for the metrics."""
 
     preemptions: int = 0
     retractions: int = 0  # steps that ran out of memory and were planned again, smaller
@@ -72,7 +59,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # oldest first
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._sequences: dict[SequenceKey, Sequence] = {}
-        self._planned: PlanDraft = PlanDraft()
+        self._planned: deque[PlanDraft] = deque()  # steps that are not complete, oldest first
 
     @property
     def num_live(self) -> int:
@@ -97,8 +84,13 @@ class Scheduler:
 
     @property
     def can_shrink(self) -> bool:
-        """Whether the planned step, if memory runs out in it, can be retracted and be smaller."""
-        return self._budget.can_shrink(self._planned.size, self._whole_prompts)
+        """Whether the last step, if memory runs out in it, can be retracted and be smaller."""
+        return self._budget.can_shrink(self._planned[-1].size, self._whole_prompts)
+
+    @property
+    def planned_prefill(self) -> bool:
+        """Whether the last planned step holds a chunk of a prompt."""
+        return self._planned[-1].prefills
 
     def is_live(self, key: SequenceKey) -> bool:
         """Whether this sequence waits or runs."""
@@ -150,11 +142,10 @@ class Scheduler:
         self.blocks.check_idle(self.pins.references())
 
     def sampling(self) -> Iterator[Sequence]:
-        """Sequences of the planned step that will get a token."""
-        draft = self._planned
-        for sequence, length in zip(draft.sequences, draft.lengths, strict=True):
-            if length == sequence.pending:
-                yield sequence
+        """Sequences of the last planned step that will get a token."""
+        for place in self._planned[-1].places.values():
+            if place.samples and place.is_kept:
+                yield place.sequence
 
     def schedule(self) -> Plan | None:
         """The next step, or None when there is nothing to run."""
@@ -164,51 +155,60 @@ class Scheduler:
             budget = self._budget.tokens - draft.num_decodes
             budget = self._plan_chunks(draft, budget)
             self._plan_admissions(draft, budget)
-        self._planned = draft
         if not draft.sequences:
             return None
-        self.counters.admitted = len(draft.admissions)
-        self.counters.prefilled = len(draft.sequences) > draft.num_decodes
-        rows = [sequence.row for sequence in draft.sequences]
-        return Plan(draft.admissions, draft.grown, rows, draft.lengths, draft.num_decodes)
+        self._planned.append(draft)
+        return draft.plan()
 
     def complete(self, choice: Choice) -> list[tuple[Sequence, Delta]]:
-        """Account for the planned step and append its tokens; ended sequences are freed.
+        """Account for the oldest planned step and append its tokens; ended sequences are freed.
 
-        Returns one delta for every sequence that got a token.
+        Returns one delta for every sequence that got a token. Those that have ended or left their
+        rows since the step was planned get none.
         """
-        self._account(self._planned)
+        draft = self._planned.popleft()
+        self.counters.admitted = len(draft.admissions)
+        self.counters.prefilled = draft.prefills
         self._budget.step_completed()
-        by_row = {sequence.row: sequence for sequence in self._planned.sequences}
+        for place in draft.places.values():
+            if place.is_kept:
+                self._publish(place)
         for row, logprobs in choice.prompt_logprobs.items():
-            by_row[row].prompt_logprobs += logprobs
+            if draft.places[row].is_kept:
+                draft.places[row].sequence.prompt_logprobs += logprobs
         deltas = []
         for index, row in enumerate(choice.rows):
-            sequence = by_row[row]
-            deltas.append((sequence, self._append(sequence, choice, index)))
+            if draft.places[row].is_kept:
+                sequence = draft.places[row].sequence
+                deltas.append((sequence, self._append(sequence, choice, index)))
         return deltas
 
     def retract(self) -> None:
-        """Undo the planned step, in which memory ran out, and make the next ones smaller.
+        """Undo the only planned step, in which memory ran out, and make the next ones smaller.
 
         Its sequences go back to the head of the queue: the ranks' rows have already advanced, so
         they are admitted afresh. The caller has checked `can_shrink`.
         """
-        self._budget.shrink(self._planned.size)
-        planned = {sequence.key for sequence in self._planned.sequences}
-        retracted = [one for one in self._running if one.key in planned]
-        self._running = [one for one in self._running if one.key not in planned]
-        for sequence in reversed(retracted):
+        draft = self._planned.pop()
+        self._budget.shrink(draft.size)
+        retracted = [place.sequence for place in draft.places.values() if place.is_kept]
+        keys = {sequence.key for sequence in retracted}
+        for sequence in [one for one in reversed(self._running) if one.key in keys]:
             self._vacate(sequence)
             self._waiting.appendleft(sequence)
-        self._planned = PlanDraft()
+        self._running = [one for one in self._running if one.key not in keys]
         self.counters.retractions += 1
 
     def _plan_alone(self, draft: PlanDraft) -> bool:
-        """Plan a step of one sequence, if one must not share it and has room; False if not."""
+        """Plan a step of one sequence, if one must not share it and has room; False if not.
+
+        While its token is being chosen there is no step: only that token tells how to go on.
+        """
         sequence = self._loner()
         if sequence is None:
             return False
+        if sequence.num_unknown:
+            return True
         if sequence.row < 0:
             if not self._free_rows or not self._admit(sequence, draft):
                 return False  # the others go on until it has room
@@ -230,7 +230,7 @@ class Scheduler:
         index = 0
         while index < len(self._running) and len(draft.sequences) < self._budget.rows:
             sequence = self._running[index]
-            if sequence.pending == 1:
+            if sequence.pending == 1 and not sequence.awaits_its_last:
                 if not self._grow(sequence, draft):
                     continue  # it was preempted itself and left the list
                 draft.sequences.append(sequence)
@@ -318,20 +318,21 @@ class Scheduler:
         self.blocks.release(sequence.blocks)
         self._free_rows.append(sequence.row)
         sequence.row = -1
+        sequence.tenure += 1
         sequence.num_computed = 0
+        sequence.num_unknown = 0
         sequence.blocks = []
         sequence.digests = []
         if sequence.scores_prompt:
             sequence.prompt_logprobs = []  # the chunks will be computed again
 
-    def _account(self, draft: PlanDraft) -> None:
-        block_size = self.blocks.block_size
-        for sequence, length in zip(draft.sequences, draft.lengths, strict=True):
-            sequence.num_computed += length
-            if sequence.num_computed // block_size > len(sequence.digests):
-                self.blocks.publish(
-                    sequence.token_ids, sequence.num_computed, sequence.blocks, sequence.digests
-                )
+    def _publish(self, place: Place) -> None:
+        """Offer the blocks that a complete step has filled to other sequences."""
+        sequence = place.sequence
+        if place.num_computed // self.blocks.block_size > len(sequence.digests):
+            self.blocks.publish(
+                sequence.token_ids, place.num_computed, sequence.blocks, sequence.digests
+            )
 
     def _append(self, sequence: Sequence, choice: Choice, index: int) -> Delta:
         first = not sequence.has_new_token

@@ -22,7 +22,9 @@ class Sequence:
     request: Generate
     token_ids: list[int]
     row: int = -1  # -1 while waiting
-    num_computed: int = 0  # leading tokens whose KV is in the cache
+    tenure: int = 0  # how often it has left its row
+    num_computed: int = 0  # leading tokens whose KV is in the cache, or will be after planned steps
+    num_unknown: int = 0  # tokens behind `token_ids` that a planned step chooses: 0 or 1
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # prefix hashes of its full blocks
     admitted_ns: int = 0  # first time it entered a batch
@@ -41,8 +43,13 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet; at least one while it is alive."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens that no step computes yet; at least one while it is alive."""
+        return len(self.token_ids) + self.num_unknown - self.num_computed
+
+    @property
+    def awaits_its_last(self) -> bool:
+        """Whether the token that is being chosen ends it by its number."""
+        return self.num_generated + self.num_unknown >= self.request.stop.max_new_tokens
 
     @property
     def prompt_length(self) -> int:
@@ -95,7 +102,8 @@ class Sequence:
         )
 
     def append(self, token_id: int) -> None:
-        """One more token was chosen."""
+        """The token that was unknown."""
+        self.num_unknown -= 1
         self.token_ids.append(token_id)
         if self.guide is not None:
             self.guide.advance(token_id)

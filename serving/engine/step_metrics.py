@@ -47,8 +47,8 @@ class StepMetrics:
         self.observe_sizes(scheduler)
 
     def observe_failure(self, scheduler: Scheduler) -> None:
-        """Record a step that raised."""
-        self._metrics.step_failed("prefill" if scheduler.counters.prefilled else "decode")
+        """Record that the last planned step raised."""
+        self._metrics.step_failed("prefill" if scheduler.planned_prefill else "decode")
 
     def observe_sizes(self, scheduler: Scheduler) -> None:
         """Record queue, batch and KV pool as they are now."""

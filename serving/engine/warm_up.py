@@ -15,6 +15,7 @@ import torch
 
 from serving.engine import kv_cache
 from serving.engine.batch import RowTable
+from serving.engine.decode_graphs import CudaRecorder, SparePlace
 from serving.engine.model_loader import LoadedModel
 from serving.engine.model_runner import ModelRunner
 from serving.engine.plan import Admission, Plan
@@ -36,6 +37,7 @@ EVERY_RULE = SamplingParams(
 )
 # Typical-p sorts the whole vocabulary: seconds on a CPU for every row, so a few rows prove it.
 SORTING_ROWS = 8
+GRAPH_BYTES = 16 * 2**20  # of a recorded step, beside the memory that it shares with the others
 WITHOUT_SORT = msgspec.structs.replace(EVERY_RULE, typical_p=1.0)
 
 
@@ -72,6 +74,20 @@ def run(
     pool_bytes = (per_row + rows) * model.shape.block_bytes + rows * model.shape.row_bytes
     needed = max(_peak(model.device) - before - pool_bytes, 0)
     return WorstStep(needed, max(prefill, decode))
+
+
+def graph_bytes(model: LoadedModel, sizes: list[int], block_size: int, longest: int) -> int:
+    """Memory that the recorded decode steps of these sizes take, by recording the largest.
+
+    `longest`: most tokens of a sequence.
+    """
+    if not sizes:
+        return 0
+    rows = sizes[-1]
+    runner = _runner(model, 1, RowTable(rows, 1, block_size), rows)
+    before = kv_cache.free_memory(model.device)
+    runner.record(sizes[-1:], CudaRecorder(), SparePlace(0, 0, block_size), longest)
+    return max(before - kv_cache.free_memory(model.device), 0) + len(sizes) * GRAPH_BYTES
 
 
 def run_short(model: LoadedModel, block_size: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from serving.engine.batch import Ints, RowTable
+from serving.engine.device_copy import upload
 
 HASH_KEY = 15485863  # the paper's, TGI's and the detectors' default
 
@@ -28,7 +29,8 @@ class Watermark:
             row = rows[index]
             previous = int(table.token_ids[row, table.num_tokens[row] - 1])
             favoured = self.favoured_ids(previous, scores.shape[-1])
-            scores[index, favoured.to(scores.device)] += self._delta
+            (there,) = upload([favoured.numpy()], scores.device)
+            scores[index, there] += self._delta
 
     def favoured_ids(self, previous: int, vocab_size: int) -> torch.Tensor:
         """The ids that are favoured behind the token `previous`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from serving.kernels import selective_scan, torch_attention
+from serving.kernels import filters, selective_scan, torch_attention
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.kv_format import KvLayer
 from serving.kernels.selective_scan import ScanInputs
@@ -46,6 +46,8 @@ class TorchOps:
 
     name = "torch"
     compiled = False  # whether the compiled CPU operations are there
+    # Whether a GPU can record them: their work depends on numbers that stay the same.
+    is_capturable = False
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMS norm over the last dimension, computed in float32."""
@@ -138,6 +140,18 @@ class TorchOps:
         wide = logits.float()
         best, ids = wide.max(dim=-1)
         return ids, best - wide.logsumexp(dim=-1)
+
+    def keep_top_k(self, scores: torch.Tensor, top_k: torch.Tensor, largest: int) -> None:
+        """See `filters.py`, of this and the next two."""
+        filters.keep_top_k(scores, top_k, largest)
+
+    def keep_top_p(self, scores: torch.Tensor, top_p: torch.Tensor) -> None:
+        """Keep the most likely ids, until their mass reaches p."""
+        filters.keep_top_p(scores, top_p)
+
+    def keep_typical(self, scores: torch.Tensor, typical_p: torch.Tensor) -> None:
+        """Keep the ids of about the expected information, until their mass reaches p."""
+        filters.keep_typical(scores, typical_p)
 
 
 def rotate_half(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:

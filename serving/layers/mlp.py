@@ -1,6 +1,7 @@
 """Feed-forward networks of one layer, their intermediate dimension split over ranks."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,7 @@ class GatedMlp:
     down: RowLinear
     activation: str
     ops: TorchOps
+    is_capturable: ClassVar[bool] = True  # see `CausalModel`
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
@@ -29,6 +31,7 @@ class PlainMlp:
     up: ColumnLinear
     down: RowLinear
     activation: str
+    is_capturable: ClassVar[bool] = True
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""

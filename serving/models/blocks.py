@@ -33,6 +33,10 @@ class LayerStep:
 class Block(Protocol):
     """One layer on one rank."""
 
+    @property
+    def mlp(self) -> Mlp:
+        """Its feed-forward network."""
+
     def __call__(
         self, x: torch.Tensor | None, residual: torch.Tensor, step: LayerStep
     ) -> torch.Tensor | None:

@@ -36,6 +36,13 @@ class CausalModel(Protocol):
     def spec(self) -> Vocabulary:
         """Description of the model."""
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step of decodes reads nothing from the device and can be recorded there.
+
+        Its operations (`kernels/dispatch.py`) have a say of their own.
+        """
+
     def forward(
         self, token_ids: torch.Tensor, pool: list[Any], batch: AttentionBatch, /
     ) -> torch.Tensor:

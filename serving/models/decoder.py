@@ -33,6 +33,7 @@ class Decoder:
         loader = BlockLoader(context)
         self._blocks = [loader.load(i) for i in range(len(spec.layers))]
         self._output = OutputHead(context, self._input.embedding)
+        self.is_capturable = all(block.mlp.is_capturable for block in self._blocks)
         tables = [rotary_table(rope, positions) for rope in spec.ropes]
         self._tables = [(cos.to(device), sin.to(device)) for cos, sin in tables]
 

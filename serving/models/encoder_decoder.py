@@ -57,6 +57,8 @@ class DecoderLayer:
 class EncoderDecoder:
     """A loaded model: token ids to the decoder's hidden states, hidden states to logits."""
 
+    is_capturable = False  # what the encoder gives has lengths of its own
+
     def __init__(
         self, load: EncoderDecoderLoad, start_tokens: int, padded_rows: Callable[[int], int]
     ) -> None:

@@ -42,6 +42,8 @@ class MambaLoad:
 class Mamba:
     """A loaded model: token ids to hidden states, hidden states to logits."""
 
+    is_capturable = False  # states are advanced by plain torch, chunk by chunk
+
     def __init__(self, load: MambaLoad) -> None:
         """Read all weights of this rank. Raises `ValueError` if ranks cannot divide them."""
         spec, names, source = load.spec, load.names, load.source

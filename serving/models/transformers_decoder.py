@@ -36,6 +36,8 @@ class PagedSpec:
 class TransformersDecoder:
     """Token ids to hidden states, hidden states to logits."""
 
+    is_capturable = False  # nobody knows what its code reads
+
     def __init__(self, model: Any, dtype: torch.dtype, ops: TorchOps) -> None:
         """`model`: a causal language model of transformers, loaded with "eager" attention.
         `dtype`: that of its weights and of the KV pool.

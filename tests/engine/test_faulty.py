@@ -10,9 +10,8 @@ import torch
 
 from serving.engine import faulty
 from serving.engine.batch import RowTable
-from serving.engine.logit_rules import TokenMasks
-from serving.engine.model_runner import ModelRunner, StepResult
-from serving.engine.plan import Admission, Choice, Plan
+from serving.engine.model_runner import ModelRunner
+from serving.engine.plan import Admission, Plan
 from serving.fault import of_rank, parse
 from serving.protocol.params import SamplingParams, StopParams
 
@@ -32,13 +31,12 @@ class FakeRunner:
         self.decoder = FakeDecoder()
         self.steps = 0
 
-    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
+    def launch(self, plan: Plan) -> None:
         self.decoder.forward()
         self.steps += 1
-        return StepResult(Choice(plan.rows, [], [], []), 0.0)
 
     def follow(self, plan: Plan, chosen: list[int]) -> None:
-        self.execute(plan)
+        self.launch(plan)
 
 
 class Rig:
@@ -58,7 +56,7 @@ class Rig:
         """Run so many; how many came through before one raised."""
         for done in range(number):
             try:
-                self.runner.execute(plan or decode(0))
+                self.runner.launch(plan or decode(0))
             except (RuntimeError, torch.OutOfMemoryError):
                 return done
         return number
@@ -129,9 +127,9 @@ def test_other_faults_leave_the_runner_as_it_is(spec: str) -> None:
 
 def test_out_of_memory_is_raised_by_the_forward_pass_of_one_step() -> None:
     rig = Rig("oom@step=2")
-    rig.runner.execute(decode(0))
+    rig.runner.launch(decode(0))
     with pytest.raises(torch.OutOfMemoryError, match="injected fault at step 2"):
-        rig.runner.execute(decode(0))
+        rig.runner.launch(decode(0))
     assert rig.inner.decoder.forward() == "hidden"
     assert rig.steps(3) == 3
 
@@ -150,7 +148,7 @@ def test_out_of_memory_leaves_the_row_table_as_a_real_one_does() -> None:
     faults = parse("oom@step=1")
     struck = faulty.around(runner, decoder, faults, SPARE_ROW)  # type: ignore[arg-type]
     with pytest.raises(torch.OutOfMemoryError):
-        struck.execute(prefill(2, [5, 6, 7]))
+        struck.launch(prefill(2, [5, 6, 7]))
     assert table.num_computed.tolist() == [0, 0, 3, 0]
     assert np.array_equal(table.token_ids[2, :3], [5, 6, 7])
 
@@ -167,7 +165,7 @@ def test_kill_is_a_real_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "kill", kill)
     with pytest.raises(Killed):
-        Rig("kill@step=1").runner.execute(decode(0))
+        Rig("kill@step=1").runner.launch(decode(0))
     assert sent == [(os.getpid(), signal.SIGKILL)]
 
 

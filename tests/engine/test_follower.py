@@ -20,10 +20,16 @@ class FakeRunner:
         self.steps = 0
         self.followed: list[tuple[list[int], list[int]]] = []
 
-    def execute(self, plan: Plan, masks: object = None) -> StepResult:
+    def launch(self, plan: Plan) -> Plan:
         self.steps += 1
-        count = len(plan.rows)
-        return StepResult(Choice(plan.rows, [self.steps] * count, [0.0] * count, []), 0.0)
+        return plan
+
+    def choose(self, launched: Plan, masks: object = None) -> Plan:
+        return launched
+
+    def finish(self, pending: Plan) -> StepResult:
+        count = len(pending.rows)
+        return StepResult(Choice(pending.rows, [self.steps] * count, [0.0] * count, []), 0.0)
 
     def follow(self, plan: Plan, chosen: list[int]) -> None:
         self.followed.append((plan.rows, chosen))
@@ -42,9 +48,10 @@ def test_a_follower_gets_each_plan_with_the_tokens_of_the_step_before() -> None:
     leading, followed, reports = FakeRunner(), FakeRunner(), FakeReports()
     lead: Any = leading
     sender = PlanSender([near])  # type: ignore[list-item]
-    runner = LeadingRunner(lead, sender)
+    runner = LeadingRunner(lead, sender, tells_tokens=True)
     for rows in ([0], [0, 3], [3]):
-        runner.execute(Plan([], [], rows, [1] * len(rows), len(rows)))
+        launched = runner.launch(Plan([], [], rows, [1] * len(rows), len(rows)))
+        runner.finish(runner.choose(launched))
     sender.close()
     loop = FollowerLoop(PlanReader(far), followed, reports)  # type: ignore[arg-type]
     with pytest.raises(EOFError):  # the leader has gone: so must the follower

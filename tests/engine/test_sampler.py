@@ -36,7 +36,11 @@ def choose(
         for row in range(rows)
     ]
     table.apply(Plan(admissions, [], list(range(rows)), [length] * rows, 0))
-    return Sampler(TorchOps(), Watermark(0.5, 2.0)).choose(logits, table, np.arange(rows))
+    chosen = Sampler(TorchOps(), Watermark(0.5, 2.0)).choose(logits, table, np.arange(rows))
+    tops: list[list[tuple[int, float]]] = [[]] * rows
+    if chosen.tops is not None:
+        tops = chosen.tops.read(chosen.tops.ids.numpy(), chosen.tops.logprobs.numpy())
+    return Choice(list(range(rows)), chosen.ids.tolist(), chosen.logprobs.tolist(), tops)
 
 
 @pytest.fixture

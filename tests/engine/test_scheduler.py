@@ -30,18 +30,17 @@ class Harness:
         self.scheduler.add(Sequence.from_request(b"w", request))
 
     def step(self, token: int = 5) -> tuple[Plan, list[Delta]]:
-        plan = self.scheduler.schedule()
+        plan = self.schedule()
         assert plan is not None
         return plan, self.finish(plan, token)
 
+    def schedule(self) -> Plan | None:
+        plan = self.scheduler.schedule()
+        self.ids = [one.key[1] for one in self.scheduler._planned[-1].sequences] if plan else []
+        return plan
+
     def finish(self, plan: Plan, token: int = 5) -> list[Delta]:
-        rows = [
-            sequence.row
-            for sequence, length in zip(
-                self.scheduler._planned.sequences, plan.lengths, strict=True
-            )
-            if length == sequence.pending
-        ]
+        rows = [sequence.row for sequence in self.scheduler.sampling()]
         choice = Choice(rows, [token] * len(rows), [-0.5] * len(rows), [[]] * len(rows))
         return [delta for _, delta in self.scheduler.complete(choice)]
 
@@ -152,7 +151,7 @@ def test_abort_of_a_waiting_sequence_removes_it() -> None:
     harness = Harness()
     harness.add(1, 10)
     harness.scheduler.abort((b"w", 1))
-    assert harness.scheduler.schedule() is None
+    assert harness.schedule() is None
 
 
 def test_abort_of_an_unknown_sequence_is_ignored() -> None:
@@ -208,7 +207,7 @@ def suspicious(harness: Harness, number: int, length: int, **extra: object) -> N
 
 def ids_of(harness: Harness) -> list[int]:
     """Sequences of the planned step."""
-    return [sequence.key[1] for sequence in harness.scheduler._planned.sequences]
+    return harness.ids
 
 
 def test_a_suspect_runs_alone_until_its_first_token() -> None:
@@ -325,7 +324,7 @@ def test_abort_of_a_trial_lets_the_others_go_on() -> None:
 
 def out_of_memory(harness: Harness) -> Plan:
     """A planned step in which memory runs out."""
-    plan = harness.scheduler.schedule()
+    plan = harness.schedule()
     assert plan is not None
     assert harness.scheduler.can_shrink
     harness.scheduler.retract()
@@ -365,7 +364,7 @@ def test_every_sequence_gets_its_tokens_in_spite_of_retractions() -> None:
     for number in counts:
         harness.add(number, 3 + 5 * number, new_tokens=9)
     turn = 0
-    while (plan := harness.scheduler.schedule()) is not None:
+    while (plan := harness.schedule()) is not None:
         turn += 1
         if turn % 5 == 0 and harness.scheduler.can_shrink:
             harness.scheduler.retract()
@@ -380,7 +379,7 @@ def test_every_sequence_gets_its_tokens_in_spite_of_retractions() -> None:
 def test_a_step_at_the_floor_cannot_shrink() -> None:
     harness = Harness()
     harness.add(1, SIZE)
-    harness.scheduler.schedule()
+    harness.schedule()
     assert not harness.scheduler.can_shrink
 
 
@@ -389,11 +388,11 @@ def test_retractions_reach_the_floor() -> None:
     for number in range(1, 9):
         harness.add(number, 40)
     for _ in range(20):
-        harness.scheduler.schedule()
+        harness.schedule()
         if not harness.scheduler.can_shrink:
             break
         harness.scheduler.retract()
-    assert harness.scheduler._planned.lengths == [SIZE]
+    assert harness.scheduler._planned[-1].lengths == [SIZE]
 
 
 def test_steps_grow_back_to_what_is_configured() -> None:
@@ -442,5 +441,5 @@ def test_whole_prompts_longer_than_a_shrunk_budget_run_alone() -> None:
 def test_one_whole_prompt_cannot_be_divided() -> None:
     harness = whole_harness(budget=32)
     harness.add(1, 20)
-    harness.scheduler.schedule()
+    harness.schedule()
     assert not harness.scheduler.can_shrink

@@ -59,16 +59,26 @@ class FakeRunner:
         self.plans: list[Plan] = []
         self.masks: TokenMasks | None = None
         self.errors: list[Exception] = []  # the next steps raise them
+        self.events: list[str] = []
 
-    def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
+    def launch(self, plan: Plan) -> Any:
         self.plans.append(plan)
+        self.events.append("launch")
+        if self.errors:
+            raise self.errors.pop(0)
+        return plan
+
+    def choose(self, launched: Any, masks: TokenMasks | None = None) -> Any:
+        self.events.append("choose")
         self.masks = masks
         if masks is not None:
             masks.bits()
-        if self.errors:
-            raise self.errors.pop(0)
-        count = len(plan.rows)
-        return StepResult(Choice(plan.rows, [5] * count, [-1.0] * count, [[]] * count), 0.0)
+        return launched
+
+    def finish(self, pending: Any) -> StepResult:
+        self.events.append("finish")
+        count = len(pending.rows)
+        return StepResult(Choice(pending.rows, [5] * count, [-1.0] * count, [[]] * count), 0.0)
 
 
 class Reports:
@@ -99,6 +109,7 @@ class Engine:
         repeats_steps: bool = True,
         stall_seconds: float | None = None,
         most_pinned: int = 0,
+        overlaps: bool = False,
     ) -> None:
         self.mailbox = FakeMailbox()
         self.runner = FakeRunner()
@@ -117,6 +128,7 @@ class Engine:
             mailbox,
             LifeSigns(reports, self.runner, PROOF, stall_seconds),
             StepMetrics(EngineMetrics(self.registry)),
+            overlaps=overlaps,
             repeats_steps=repeats_steps,
             check_idle=True,
         )
