@@ -1,23 +1,20 @@
 """Mixture of experts of one layer: a router chooses, grouped matmuls compute.
 
-Tokens are sorted by expert, so that each of two grouped matmuls runs all experts at once. The
-intermediate dimension of every expert is split over ranks; the router is whole on every rank.
-Assembled by `models/blocks.py`.
+Tokens are sorted by expert, so that each of two grouped matmuls (`kernels/expert_matmul.py`) runs
+all experts at once. The intermediate dimension of every expert is split over ranks; the router is
+whole on every rank. Assembled by `models/blocks.py`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from serving.kernels.matmul import Matmul
+from serving.kernels.expert_matmul import ExpertMatmul
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.mlp import GatedMlp, PlainMlp
 from serving.layers.parallel import ShardContext
-
-ALIGNMENT = 16  # bytes, which torch's grouped matmul asks of every row
 
 
 @dataclass(frozen=True)
@@ -94,69 +91,29 @@ class SharedExpert:
         return result if self.gate is None else F.linear(x, self.gate).sigmoid() * result
 
 
-class Experts(Protocol):
-    """One matrix of every expert."""
-
-    def __call__(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """[tokens, in], sorted by expert, to [tokens, out]; `ends`: where rows of each end."""
-
-
-@dataclass(frozen=True)
-class GroupedExperts:
-    """Plain matrices, multiplied with at once."""
-
-    weight: torch.Tensor  # [experts, out, in]
-
-    def __call__(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """See `Experts`. torch's grouped matmul wants aligned rows; others run one by one."""
-        _, outputs, inputs = self.weight.shape
-        sizes = (outputs, inputs)
-        if all(size * rows.element_size() % ALIGNMENT == 0 for size in sizes):
-            return F.grouped_mm(rows, self.weight.transpose(1, 2), offs=ends.to(torch.int32))
-        parts = rows.tensor_split(ends[:-1].tolist())
-        return torch.cat([
-            part @ weight.T for part, weight in zip(parts, self.weight.unbind(), strict=True)
-        ])  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SeparateExperts:
-    """Quantized matrices, each multiplied with the rows of its expert."""
-
-    matmuls: Sequence[Matmul]
-
-    def __call__(self, rows: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """See `Experts`."""
-        parts = rows.tensor_split(ends[:-1].tolist())
-        return torch.cat([
-            matmul(part) for matmul, part in zip(self.matmuls, parts, strict=True) if len(part)
-        ])  # fmt: skip
-
-
 @dataclass(frozen=True)
 class MoeMlp:
     """The experts of one layer on one rank."""
 
     router: Router
-    num_experts: int
-    gate_up: Experts  # [2 * intermediate, hidden] each
-    down: Experts  # [hidden, intermediate] each
+    gate_up: ExpertMatmul  # [2 * intermediate, hidden] each
+    down: ExpertMatmul  # [hidden, intermediate] each
     shared: SharedExpert | None
     activation: str
     ops: TorchOps
     shard: ShardContext
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph can hold it: see `ExpertMatmul`."""
+        return self.gate_up.is_capturable and self.down.is_capturable
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] to [tokens, hidden]."""
         experts, weights = self.router(x)
-        chosen, order = experts.flatten().sort(stable=True)
-        numbers = torch.arange(self.num_experts, device=x.device)
-        ends = torch.searchsorted(chosen, numbers, right=True)
-        rows = x[order // experts.shape[1]]
-        inner = self.ops.gated(self.gate_up(rows, ends), self.activation)
-        outer = torch.empty_like(rows)
-        outer[order] = self.down(inner, ends)  # back in the order of the tokens
-        # [tokens, chosen, hidden]; a sum in place would depend on the order on a GPU.
-        result = (outer.view(*experts.shape, -1) * weights.unsqueeze(-1).to(x.dtype)).sum(1)
+        routing = self.gate_up.route(experts)
+        inner = self.ops.gated(self.gate_up.gather(x, routing), self.activation)
+        # A sum in place would depend on the order on a GPU.
+        result = self.down.scatter(inner, routing, weights).sum(1)
         result = self.shard.all_reduce(result)
         return result if self.shared is None else result + self.shared(x)

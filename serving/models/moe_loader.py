@@ -1,25 +1,21 @@
 """Reads a mixture of experts as its spec says, only this rank's share of every expert.
 
 Runs in an engine rank, called by `block_loader.py`. Comes in: spec, names, checkpoint. Goes out: a
-`MoeMlp` of `layers/moe.py` whose experts lie in two tensors, as grouped matmuls want them; those of
-quantized experts stay by themselves.
+`MoeMlp` of `layers/moe.py` whose experts lie in two tensors, as grouped matmuls want them;
+quantized experts stay by themselves where nothing multiplies with all of them at once
+(`kernels/expert_choice.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from serving.kernels.coded_weight import Weight, join
+from serving.kernels.expert_matmul import ExpertMatmul, SeparateExperts
+from serving.kernels.matmul_choice import Matmuls
 from serving.layers.linear import stacked_matmul
 from serving.layers.mlp import GatedMlp, PlainMlp
-from serving.layers.moe import (
-    Experts,
-    GroupedExperts,
-    MoeMlp,
-    Router,
-    SeparateExperts,
-    SharedExpert,
-)
+from serving.layers.moe import MoeMlp, Router, SharedExpert
 from serving.models.load_context import LoadContext
 from serving.models.spec import MoeSpec
 
@@ -30,7 +26,6 @@ def load_moe(
     """The experts of layer `i`; `shared`: the network that every token passes."""
     return MoeMlp(
         _router(context, i, spec),
-        spec.experts,
         *_experts(context, i, spec),
         _shared(context, i, spec, shared),
         spec.expert.activation,
@@ -71,7 +66,7 @@ def _shared(
     return SharedExpert(mlp, gate)
 
 
-def _experts(context: LoadContext, i: int, spec: MoeSpec) -> tuple[Experts, Experts]:
+def _experts(context: LoadContext, i: int, spec: MoeSpec) -> tuple[ExpertMatmul, ExpertMatmul]:
     """[2 * intermediate, hidden] and [hidden, intermediate] of each expert, on this rank."""
     names, source, width = context.names, context.source, spec.expert.intermediate
     start, stop = context.shard.share(width, "intermediate size of an expert")
@@ -99,14 +94,22 @@ def _experts(context: LoadContext, i: int, spec: MoeSpec) -> tuple[Experts, Expe
     return _load(context, spec.experts, gate_up), _load(context, spec.experts, down)
 
 
-def _load(context: LoadContext, count: int, read: Callable[[int], list[Weight]]) -> Experts:
+def _load(context: LoadContext, count: int, read: Callable[[int], list[Weight]]) -> ExpertMatmul:
     """One matrix of every expert, from the parts that lie upon each other in it."""
+    assert isinstance(context.matmul, Matmuls)
     first = read(0)
+
+    def parts(e: int) -> list[Weight]:
+        return first if e == 0 else read(e)
+
     if all(isinstance(part, torch.Tensor) for part in first):
-        return GroupedExperts(_stack(count, lambda e: _plain(first if e == 0 else read(e))))
-    parts = (first if e == 0 else read(e) for e in range(count))
+        return context.matmul.experts.plain(_stack(count, lambda e: _plain(parts(e))))
+    return context.matmul.experts.coded(count, parts, lambda each: _separate(context, each))
+
+
+def _separate(context: LoadContext, experts: Iterator[Sequence[Weight]]) -> ExpertMatmul:
     return SeparateExperts([
-        stacked_matmul(weights, [None] * len(weights), context.matmul) for weights in parts
+        stacked_matmul(weights, [None] * len(weights), context.matmul) for weights in experts
     ])  # fmt: skip
 
 

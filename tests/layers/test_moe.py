@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from transformers.models.phimoe.modeling_phimoe import sparsemixer as reference_sparsemixer
 
+from serving.kernels.expert_matmul import GroupedExperts
 from serving.kernels.torch_ops import TorchOps
-from serving.layers.moe import GroupedExperts, MoeMlp, Router, sparsemixer
+from serving.layers.moe import MoeMlp, Router, sparsemixer
 from serving.layers.parallel import SINGLE
 
 EXPERTS, CHOSEN, TOKENS = 6, 2, 11
@@ -25,7 +26,6 @@ def mixture(hidden: int, inner: int, dtype: torch.dtype) -> MoeMlp:
     torch.manual_seed(0)
     return MoeMlp(
         router(torch.randn(EXPERTS, hidden)),
-        EXPERTS,
         GroupedExperts(torch.randn(EXPERTS, 2 * inner, hidden).to(dtype) * hidden**-0.5),
         GroupedExperts(torch.randn(EXPERTS, hidden, inner).to(dtype) * inner**-0.5),
         None,

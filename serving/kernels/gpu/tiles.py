@@ -1,7 +1,8 @@
-"""How the GPU kernels for quantized weights cut a product into programs: one explicit table.
+"""How the GPU kernels for weights cut a product into programs: one explicit table.
 
-Read by `coded_matmul.py` and `int8_matmul.py`. A table instead of a search at start: the same sums
-in the same order on every start, and in every batch that the same row of the table serves.
+Read by `coded_matmul.py`, `int8_matmul.py` and `grouped_matmul.py`. A table instead of a search at
+start: the same sums in the same order on every start, and in every batch that the same row of the
+table serves.
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,21 @@ INT8: Table = (
     (65, Tile(64, 64, 128, warps=4, stages=3, splits=False)),
 )
 
+# Of experts; the numbers of rows are those that `likely_rows` gives. There are many programs for
+# few rows too, of one expert each, so that inputs need not be split.
+EXPERTS_HALF: Table = (
+    (1, Tile(1, 16, 256, warps=4, stages=3, splits=False)),
+    (8, Tile(16, 32, 128, warps=4, stages=4, splits=False)),
+    (64, Tile(64, 64, 64, warps=4, stages=4, splits=False)),
+    (65, Tile(128, 128, 64, warps=8, stages=3, splits=False)),
+)
+EXPERTS_SINGLE: Table = (
+    (1, Tile(1, 16, 256, warps=4, stages=3, splits=False)),
+    (8, Tile(16, 32, 64, warps=4, stages=3, splits=False)),
+    (64, Tile(32, 64, 32, warps=4, stages=3, splits=False)),
+    (65, Tile(64, 64, 32, warps=4, stages=3, splits=False)),
+)
+
 PROGRAMS_PER_PROCESSOR = 4  # so many should be there to hide the latency of memory
 STEPS_PER_SPLIT = 2  # fewer steps of the loop are not worth a program and its partial sum
 
@@ -50,6 +66,14 @@ def tile_for(table: Table, rows: int) -> Tile:
         if rows <= most:
             return tile
     return table[-1][1]
+
+
+def likely_rows(pairs: int, chosen: int, experts: int) -> int:
+    """How many rows an expert has on average; 1 is given only where surely none has two.
+
+    `pairs` of a token and one of its `chosen` experts; those of a single token are different.
+    """
+    return 1 if pairs == chosen else max(2, -(-pairs // experts))
 
 
 def steps_per_program(tile: Tile, outputs: int, columns: int, processors: int) -> int:
