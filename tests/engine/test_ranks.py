@@ -4,14 +4,17 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from serving.engine.ranks import Place, join, self_test
+from serving.engine.ranks import Place, join, self_test, with_small_sums
 from serving.errors import StartupError
+from serving.kernels.gpu import sums_choice
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 
@@ -98,6 +101,57 @@ def test_the_self_test_names_what_is_wrong() -> None:
     with pytest.raises(StartupError) as caught:
         self_test(Broken(0, 2), CPU, "gloo")
     assert caught.value.cause == "sum over gloo gave 1.0 instead of 3.0"
+
+
+@pytest.mark.parametrize(
+    ("backend", "remedy"),
+    [("nccl", "start the container with --shm-size 1g"), ("gloo", "reach each other on every")],
+)
+def test_the_self_test_names_what_failed(backend: str, remedy: str) -> None:
+    class Failing(ShardContext):
+        def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+            raise dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:88, unhandled system error, NCCL version 2.27.5\n"
+                "ncclSystemError: System call (e.g. socket, malloc) failed.\n"
+                "Last error:\n"
+                "Error while creating shared memory segment /dev/shm/nccl-Gl6 (size 33030528)\n"
+            )
+
+    with pytest.raises(StartupError) as caught:
+        self_test(Failing(1, 2), CPU, backend)
+    assert caught.value.phase == "communication self-test"
+    assert caught.value.cause == (
+        f"rank 1, {backend}: Error while creating shared memory segment /dev/shm/nccl-Gl6"
+        " (size 33030528)"
+    )
+    assert remedy in caught.value.remedy
+
+
+def test_gpus_of_one_machine_may_sum_in_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = object()
+    shard, device = ShardContext(0, 2), torch.device("cuda", 0)
+    monkeypatch.setattr(sums_choice, "choose", lambda *args: sums if args == (shard, device) else 0)
+    found = with_small_sums(shard, device, many_machines=False, symmetric_sums=True)
+    assert found == replace(shard, small_sums=sums)
+
+
+@pytest.mark.parametrize(
+    ("many_machines", "symmetric_sums", "reason"),
+    [
+        (True, True, "the ranks are on several machines"),
+        (False, False, "--disable-custom-kernels"),
+    ],
+)
+def test_sums_that_nccl_must_make(
+    many_machines: bool, symmetric_sums: bool, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for rank in range(2):
+        shard = ShardContext(rank, 2)
+        assert with_small_sums(shard, CPU, many_machines, symmetric_sums) is shard
+    assert [record.getMessage() for record in caplog.records] == [
+        f"sums between GPUs: NCCL; not symmetric memory ({reason})"
+    ]
 
 
 def test_one_rank_needs_nobody() -> None:
