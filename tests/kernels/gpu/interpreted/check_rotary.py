@@ -19,7 +19,7 @@ LAYOUTS = [
     (HeadLayout(5, 5, 96), 20),  # 20 of 96 dimensions are turned
     (HeadLayout(1, 1, 6), 4),
 ]
-BLOCK, BLOCKS, TOKENS = 4, 5, 5
+BLOCK, BLOCKS, TOKENS = 4, 5, 4
 OPS = TorchOps()
 
 
@@ -54,7 +54,7 @@ def random_step(
     heads = layout.heads + 2 * layout.kv_heads
     spread = 10.0 ** torch.randint(-3, 3, (TOKENS, heads, 1), device=device)
     qkv = torch.randn(TOKENS, heads, layout.head_dim, device=device) * spread
-    qkv[2, -1] = 0  # a vector of zeros
+    qkv[1, -1] = 0  # a vector of zeros
     slots = torch.randperm(BLOCKS * BLOCK, device=device)[:TOKENS]
     slots[-2:] = -1
     return qkv.flatten(1).to(dtype), slots
