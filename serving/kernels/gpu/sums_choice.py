@@ -24,6 +24,7 @@ from serving.kernels.gpu.symmetric_sums import (
     SymmetricSums,
     Way,
     shared_memory,
+    unreachable,
 )
 
 log = logging.getLogger(__name__)
@@ -107,8 +108,14 @@ def _shared(ranks: Ranks, device: torch.device) -> tuple[torch.Tensor | None, st
     """Memory of all ranks, or None on all of them and why."""
     shared, own = None, None
     try:
-        shared = shared_memory(ranks, device)
+        own = unreachable(ranks, device)
     except Exception as error:  # whatever torch and the driver raise
+        own = _first_line(error)
+    if (reason := _reason_of_any(ranks, own)) is not None:
+        return None, reason
+    try:
+        shared = shared_memory(ranks, device)
+    except Exception as error:
         own = _first_line(error)
     reason = _reason_of_any(ranks, own)
     return (shared if reason is None else None), reason

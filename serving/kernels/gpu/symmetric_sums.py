@@ -82,7 +82,11 @@ WAYS: Mapping[str, Way] = {
 
 
 class SymmetricSums:
-    """Sums of up to 4 MiB in bfloat16 or float32, on one stream at a time."""
+    """Sums of up to 4 MiB in bfloat16 or float32, on one stream at a time.
+
+    They are added in the order of the ranks and rounded to their type after each, but for the
+    switch, which adds in float32.
+    """
 
     def __init__(self, shared: torch.Tensor, group: str, ways: tuple[Way | None, ...]) -> None:
         """`shared`: as `shared_memory()` makes it; `ways`: one for each of `SIZES`, None: NCCL's.
@@ -94,7 +98,7 @@ class SymmetricSums:
         self._ways = (*ways, None)  # the last: of what is larger
 
     def all_reduce(self, tensor: torch.Tensor) -> bool:
-        """Sum of a contiguous tensor in place, in the order of the ranks; False: not done."""
+        """Sum of a contiguous tensor over the ranks, in place; False: not done."""
         size = tensor.numel() * tensor.element_size()
         way = self._ways[bisect_left(SIZES, size)]
         is_known = tensor.dtype in DTYPES and tensor.device == self._shared.device
@@ -119,18 +123,16 @@ def shared_memory(ranks: Ranks, device: torch.device) -> torch.Tensor:
 
     if ranks.group is None:
         raise RuntimeError("one rank has nobody to share memory with")
-    if reason := _unreachable(ranks, device):
-        raise RuntimeError(reason)
     shared = symmetric.empty(SIZES[-1], dtype=torch.uint8, device=device)
     if symmetric.rendezvous(shared, ranks.group) is None:
         raise RuntimeError("torch has no symmetric memory for this device")
     return shared
 
 
-def _unreachable(ranks: Ranks, device: torch.device) -> str | None:
-    """A GPU of the group whose memory this one cannot access.
+def unreachable(ranks: Ranks, device: torch.device) -> str | None:
+    """Which GPU's memory this one cannot access; None: it can access all of the group. Collective.
 
-    Asked before memory is shared, because there the other ranks would wait for one that fails.
+    To be asked before memory is shared: there the other ranks wait for one that fails.
     """
     if device.type != "cuda":
         return None

@@ -310,12 +310,14 @@ def test_gpus_that_do_not_reach_each_other(
         asked.append((device.index, peer_device))
         return {device.index, peer_device} != {0, 2}
 
+    shared: list[int] = []
+    monkeypatch.setattr(_symmetric_memory, "empty", lambda *args, **options: shared.append(1))
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", access)
     choices = world.run(lambda ranks: choose(ranks, torch.device("cuda", ranks.rank)))
     assert choices == [None, None, None]
     assert "not symmetric memory (GPU 0 cannot access the memory of GPU 2)" in caplog.text
     assert {(1, 0), (1, 2)} <= set(asked)
-    assert world.memory == [None] * 3
+    assert shared == []  # not even on the rank that reaches all
 
 
 class Event:
