@@ -145,14 +145,18 @@ def forbid(scores: torch.Tensor, masks: TokenMasks, rows: Ints) -> None:
     position = {row: index for index, row in enumerate(rows.tolist())}
     index = np.array([position[row] for row in masks.rows.tolist()])
     picked, bits = upload([index, masks.bits()], scores.device)
-    allowed = _unpacked(bits)[:, : scores.shape[-1]]
+    unpack = unpacked_by_cpu if scores.device.type == "cpu" else unpacked
+    allowed = unpack(bits)[:, : scores.shape[-1]]
     scores[picked] = scores[picked].masked_fill(~allowed, float("-inf"))
 
 
-def _unpacked(bits: torch.Tensor) -> torch.Tensor:
+def unpacked(bits: torch.Tensor) -> torch.Tensor:
     """Words int32 [rows, words] to bool [rows, words * 32]."""
-    if bits.device.type == "cpu":  # ten times as fast as torch
-        flags = np.unpackbits(bits.numpy().view(np.uint8), axis=1, bitorder="little")
-        return torch.from_numpy(flags.view(np.bool_))
     places = torch.arange(WORD_BITS, device=bits.device, dtype=torch.int32)
     return (bits.unsqueeze(-1) >> places & 1).flatten(1).bool()
+
+
+def unpacked_by_cpu(bits: torch.Tensor) -> torch.Tensor:
+    """As `unpacked()`, twenty times as fast where numpy can do it."""
+    flags = np.unpackbits(bits.numpy().view(np.uint8), axis=1, bitorder="little")
+    return torch.from_numpy(flags.view(np.bool_))

@@ -1,8 +1,7 @@
 """Filters that keep the likely ids of a distribution, in plain torch: part of `torch_ops.py`.
 
 Scores are float32 [rows, vocab]; what is filtered becomes -inf, in place. On a GPU
-`gpu/heaviest.py` does the same without sorting. Nothing here reads from a GPU: where a CPU may look
-at a few candidates first, a GPU sorts.
+`gpu/heaviest.py` does the same without sorting.
 """
 
 import torch
@@ -25,10 +24,27 @@ def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor, largest: int) -> None:
 def keep_top_p(scores: torch.Tensor, top_p: torch.Tensor, candidates: int = CANDIDATES) -> None:
     """Keep the most likely ids until their mass reaches p; at least one stays. `top_p` [rows].
 
-    On a CPU the whole vocabulary is sorted only if the `candidates` best do not hold that mass.
+    Nearly always the `candidates` best hold that mass, so all are sorted only if not; to know that,
+    scores are read.
     """
     log_total = scores.logsumexp(dim=-1, keepdim=True)
-    best = _best(scores, log_total, top_p, candidates)
+    best = scores.topk(min(candidates, scores.shape[-1]), dim=-1).values
+    if bool(((best - log_total).exp().sum(-1) < top_p).any()):
+        keep_sorted_top_p(scores, top_p)
+    else:
+        _keep_mass(scores, best, log_total, top_p)
+
+
+def keep_sorted_top_p(scores: torch.Tensor, top_p: torch.Tensor) -> None:
+    """As `keep_top_p()`, without reading a score: all are sorted."""
+    log_total = scores.logsumexp(dim=-1, keepdim=True)
+    _keep_mass(scores, scores.sort(dim=-1, descending=True).values, log_total, top_p)
+
+
+def _keep_mass(
+    scores: torch.Tensor, best: torch.Tensor, log_total: torch.Tensor, top_p: torch.Tensor
+) -> None:
+    """`best`: scores in falling order, enough of them to hold the mass."""
     probabilities = (best - log_total).exp()
     mass_before = probabilities.cumsum(-1) - probabilities
     kept = (mass_before < top_p.unsqueeze(-1)).sum(-1, keepdim=True).clamp(min=1)
@@ -50,14 +66,3 @@ def keep_typical(scores: torch.Tensor, typical_p: torch.Tensor) -> None:
     last = (mass < typical_p.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
     threshold = nearest.gather(-1, last)
     scores.masked_fill_(distance > threshold, float("-inf"))
-
-
-def _best(
-    scores: torch.Tensor, log_total: torch.Tensor, top_p: torch.Tensor, candidates: int
-) -> torch.Tensor:
-    """The best scores of each row in falling order, enough of them to hold `top_p`."""
-    if scores.device.type == "cpu":
-        best = scores.topk(min(candidates, scores.shape[-1]), dim=-1).values
-        if not bool(((best - log_total).exp().sum(-1) < top_p).any()):
-            return best
-    return scores.sort(dim=-1, descending=True).values

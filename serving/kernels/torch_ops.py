@@ -147,7 +147,10 @@ class TorchOps:
 
     def keep_top_p(self, scores: torch.Tensor, top_p: torch.Tensor) -> None:
         """Keep the most likely ids, until their mass reaches p."""
-        filters.keep_top_p(scores, top_p)
+        if scores.device.type == "cpu":
+            filters.keep_top_p(scores, top_p)
+        else:  # which must not be waited for
+            filters.keep_sorted_top_p(scores, top_p)
 
     def keep_typical(self, scores: torch.Tensor, typical_p: torch.Tensor) -> None:
         """Keep the ids of about the expected information, until their mass reaches p."""

@@ -54,15 +54,17 @@ class Rig(SequenceRig):
         shard: ShardContext = SINGLE,
         kv_cache_dtype: str | None = None,
         kv_scales: tuple[tuple[float, float], ...] = (),
+        overlaps: bool = False,
     ) -> None:
         spec = decoder.spec
         stored = stored_dtype(kv_cache_dtype, torch.float32)
         shape = decoder_loader.kv_shape(spec, shard, BLOCK_SIZE, stored, kv_scales)
-        pool = kv_cache.allocate(shape, num_blocks, CPU)
+        pool = kv_cache.allocate(shape, num_blocks + 1, CPU)  # one that belongs to no sequence
         traits = SequenceTraits(shared_prefixes=prefix_caching)
         super().__init__(
-            decoder, pool, ops, num_blocks, max_rows, token_budget, spec.max_positions, traits
-        )
+            decoder, pool, ops, num_blocks, max_rows, token_budget, spec.max_positions, traits,
+            overlaps=overlaps,
+        )  # fmt: skip
 
     def run(self) -> dict[int, list[int]]:
         """Step until nothing is left; the tokens of this run by sequence id."""

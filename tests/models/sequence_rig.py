@@ -1,13 +1,14 @@
 """The engine without processes and sockets: scheduler, runner and sampler driven by hand."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
-from serving.engine.model_runner import ModelRunner
+from serving.engine.model_runner import ModelRunner, Pending
 from serving.engine.plan import Plan
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
@@ -35,6 +36,15 @@ class RecordingSampler(Sampler):
         return super().choose(logits, table, rows, masks)
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """A step whose tokens are not read: of each row its sequence, and the logits in their order."""
+
+    pending: Pending
+    numbers: dict[int, int]
+    logits: list[torch.Tensor]
+
+
 class SequenceRig:
     """Any model on a small pool; each kind of model has a rig that makes its pool."""
 
@@ -49,12 +59,16 @@ class SequenceRig:
         longest: int,
         traits: SequenceTraits,
         rows: Callable[[int], int] = padded_rows,
+        overlaps: bool = False,
     ) -> None:
         self.traits = traits
+        self.num_blocks, self.max_rows, self.longest = num_blocks, max_rows, longest
+        self.overlaps = overlaps
+        self._ahead: Ahead | None = None
         self.blocks = BlockManager(num_blocks, BLOCK_SIZE, traits.shared_prefixes)
         self.scheduler = Scheduler(self.blocks, max_rows, token_budget, traits.whole_prompts)
         self.sampler = RecordingSampler(ops)
-        table = RowTable(max_rows, longest, BLOCK_SIZE)
+        table = RowTable(max_rows + 1, longest, BLOCK_SIZE)  # one that belongs to no sequence
         self.runner = ModelRunner(decoder, pool, table, self.sampler, CPU, rows)
         # By sequence: new tokens, the logits that chose them, and the prompt's log-probabilities.
         self.tokens: dict[int, list[int]] = {}
@@ -90,15 +104,29 @@ class SequenceRig:
         """Take note of a step that is about to run."""
 
     def step(self) -> list[Delta] | None:
-        """Run one step; None if there was nothing to do."""
+        """Start a step, end the one ahead or itself; None if there was nothing to do."""
         plan = self.scheduler.schedule()
         if plan is None:
-            return None
+            return self._end_ahead()
         self.observe(plan)
+        numbers = {one.row: one.request.sequence_id for one in self.scheduler.sampling()}
+        launched = self.runner.launch(plan)
+        deltas = self._end_ahead()
         first = len(self.sampler.logits)
-        choice = self.runner.execute(plan).choice
+        pending = self.runner.choose(launched)
+        self._ahead = Ahead(pending, numbers, self.sampler.logits[first:])
+        return (deltas or []) if self.overlaps else self._end_ahead()
+
+    def _end_ahead(self) -> list[Delta] | None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        choice = self.runner.finish(ahead.pending).choice
+        rows = zip(choice.rows, ahead.logits, strict=True)
+        logits_of = {ahead.numbers[row]: logits for row, logits in rows}
         deltas = [delta for _, delta in self.scheduler.complete(choice)]
-        for delta, logits in zip(deltas, self.sampler.logits[first:], strict=True):
+        for delta in deltas:
+            logits = logits_of[delta.sequence_id]
             self.tokens.setdefault(delta.sequence_id, []).extend(delta.token_ids)
             self.logits.setdefault(delta.sequence_id, []).append(logits)
             if delta.prompt_logprobs:
