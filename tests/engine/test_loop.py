@@ -7,7 +7,7 @@ import pytest
 import torch
 from loop_rig import PROOF, Engine, make_engine
 
-from serving.protocol.messages import Alive
+from serving.protocol.messages import Abort, Alive
 from serving.protocol.params import Grammar
 
 
@@ -109,3 +109,55 @@ def test_an_idle_engine_proves_itself_before_it_looks_stalled(tmp_path: Path) ->
     assert engine.runner.plans == [PROOF]
     assert engine.reports.read() == [Alive()]
     assert engine.mailbox.steps == []
+
+
+def test_steps_follow_each_other_where_they_do_not_overlap(engine: Engine) -> None:
+    engine.send(b"a", 1, new_tokens=2)
+    engine.turn_until_idle()
+    assert engine.runner.events == ["launch", "choose", "finish"] * 2
+
+
+def test_a_step_is_launched_before_the_tokens_of_the_one_ahead_are_read(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, overlaps=True)
+    engine.send(b"a", 1, new_tokens=3)
+    engine.turn_until_idle()
+    first, between, last = ["launch", "choose"], ["launch", "finish", "choose"], ["finish"]
+    assert engine.runner.events == [*first, *between, *between, *last]
+    assert [delta.token_ids for delta in engine.deltas()] == [[5], [5], [5]]
+
+
+def test_no_step_is_launched_behind_the_last_token(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, overlaps=True)
+    engine.send(b"a", 1, new_tokens=1)
+    engine.turn_until_idle()
+    engine.loop.turn()
+    assert len(engine.runner.plans) == 1
+
+
+def test_masks_are_made_when_the_token_ahead_is_known(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, overlaps=True)
+    engine.send(b"a", 1, new_tokens=3, grammar=Grammar("regex", "(?s:.*)"))
+    engine.turn_until_idle()
+    assert engine.runner.events.count("masks") == 3
+    assert len(engine.deltas()) == 3
+
+
+def test_the_step_ahead_is_completed_before_one_that_failed_is_run_again(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, overlaps=True)
+    engine.send(b"a", 1, new_tokens=3)
+    engine.send(b"a", 2, new_tokens=3)
+    engine.loop.turn()
+    engine.runner.errors.append(torch.OutOfMemoryError("no memory"))
+    engine.turn_until_idle()
+    assert [delta.sequence_id for delta in engine.deltas()] == [1, 2, 1, 1, 2, 2]
+    assert engine.scheduler.counters.retractions == 1
+
+
+def test_a_sequence_that_is_aborted_with_a_token_on_its_way_gets_none(tmp_path: Path) -> None:
+    engine = make_engine(tmp_path, overlaps=True)
+    engine.send(b"a", 1)
+    engine.loop.turn()
+    engine.mailbox.inbox.append((b"a", Abort(0, 1)))
+    engine.loop.turn()
+    assert engine.deltas() == []
+    engine.scheduler.blocks.check_idle()

@@ -73,6 +73,7 @@ class FakeRunner:
         self.masks = masks
         if masks is not None:
             masks.bits()
+            self.events.append("masks")
         return launched
 
     def finish(self, pending: Any) -> StepResult:
