@@ -32,6 +32,7 @@ Parts = Sequence[Weight]  # matrices of one expert that lie upon each other, eac
 # Of a proof: rows of an expert on average, one for each way that a kernel has to cut them; 0 is a
 # single token.
 PROOF_ROWS, PROOF_CHOSEN = (0, 2, 24, 80), 2
+MIXED = "an expert whose matrices differ"
 
 
 class ExpertMatmulClass(Protocol):
@@ -81,7 +82,7 @@ class ExpertMatmuls:
     def _stacked(self, count: int, read: Callable[[int], Parts]) -> ExpertMatmul | None:
         first = _joined(read(0))
         if first is None:
-            self._pass_over(("mixed",), "of several kinds", "the matrices of an expert differ")
+            self._pass_over(("mixed",), "of several kinds", MIXED)
             return None
         way = self._way(first, count, "one by one")
         if way is None:
@@ -89,7 +90,7 @@ class ExpertMatmuls:
         stack = StackedWeight.like(first, count)
         for expert in range(count):
             weight = first if expert == 0 else _joined(read(expert))
-            reason = "experts of several kinds" if weight is None else stack.reason_not(weight)
+            reason = MIXED if weight is None else stack.reason_not(weight)
             if reason is not None:
                 self._pass_over(_key(first), described(first), reason)
                 return None

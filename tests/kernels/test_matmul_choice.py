@@ -11,7 +11,8 @@ from serving.kernels.codebooks import E4M3, INT4, INT8, NF4
 from serving.kernels.coded_matmul import CompiledCodedMatmul, DequantizedMatmul, TorchInt4Matmul
 from serving.kernels.coded_weight import CodedWeight
 from serving.kernels.matmul import Matmul
-from serving.kernels.matmul_choice import Matmuls, fault_of
+from serving.kernels.matmul_choice import Matmuls
+from serving.kernels.matmul_proof import fault_of
 
 CPU = torch.device("cpu")
 

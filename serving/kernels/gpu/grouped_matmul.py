@@ -126,7 +126,7 @@ class TritonGroupedMatmul:
         if self._torch is not None and likely > TORCH_ROWS:
             return self._torch.scatter(rows, routing, weights)
         y = self._multiply(rows, routing, weights, tiles.tile_for(self._table, likely))
-        return y.view(*weights.shape, -1)
+        return y.view(*weights.shape, y.shape[1])
 
     def _likely_rows(self, routing: Routing) -> int:
         return tiles.likely_rows(len(routing.order), routing.chosen, self._matrices.experts)
