@@ -63,7 +63,7 @@ class Rig(SequenceRig):
         traits = SequenceTraits(shared_prefixes=prefix_caching)
         super().__init__(
             decoder, pool, ops, num_blocks, max_rows, token_budget, spec.max_positions, traits,
-            overlaps=overlaps,
+            overlaps=overlaps, share=shard.broadcast if overlaps and shard.size > 1 else None,
         )  # fmt: skip
 
     def run(self) -> dict[int, list[int]]:

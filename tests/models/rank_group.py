@@ -20,7 +20,7 @@ class Job:
     """Prompts for one checkpoint, and how many greedy tokens each is to get.
 
     `quantize`, `kv_cache_dtype`: as the settings; the latter of decoders only. `kind`: where it is
-    another than that of the group.
+    another than that of the group. `overlaps`: decoders alone, see `EngineLoop`.
     """
 
     checkpoint: Path
@@ -29,6 +29,7 @@ class Job:
     kv_cache_dtype: str | None = None
     quantize: str | None = None
     kind: str | None = None
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)

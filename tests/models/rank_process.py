@@ -44,15 +44,18 @@ def make_rig(kind: str, job: dict[str, Any], shard: ShardContext) -> SequenceRig
         )
     decoder = engine_rig.load_decoder(path, TorchOps(), shard=shard, quantize=quantize)
     return engine_rig.Rig(
-        decoder, TorchOps(), token_budget=BUDGET, shard=shard, kv_cache_dtype=job["kv_cache_dtype"]
-    )
+        decoder, TorchOps(), token_budget=BUDGET, shard=shard,
+        kv_cache_dtype=job["kv_cache_dtype"], overlaps=job["overlaps"],
+    )  # fmt: skip
 
 
 def lead(
     rig: SequenceRig, job: dict[str, Any], followers: PlanSender
 ) -> tuple[list[list[int]], list[torch.Tensor]]:
     """New tokens of each prompt, all in one mixed batch, and their logits."""
-    rig.runner = LeadingRunner(rig.runner, followers)  # type: ignore[assignment,arg-type]
+    rig.runner = LeadingRunner(  # type: ignore[assignment]
+        rig.runner, followers, tells_tokens=not rig.overlaps
+    )
     for number, prompt in enumerate(job["prompts"]):
         rig.add(number, prompt, job["tokens"])
     rig.run()

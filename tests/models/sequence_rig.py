@@ -8,7 +8,7 @@ import torch
 
 from serving.engine.batch import RowTable
 from serving.engine.block_manager import BlockManager
-from serving.engine.model_runner import ModelRunner, Pending
+from serving.engine.model_runner import ModelRunner, Pending, Share
 from serving.engine.plan import Plan
 from serving.engine.sampler import Sampler
 from serving.engine.scheduler import Scheduler
@@ -60,6 +60,7 @@ class SequenceRig:
         traits: SequenceTraits,
         rows: Callable[[int], int] = padded_rows,
         overlaps: bool = False,
+        share: Share | None = None,
     ) -> None:
         self.traits = traits
         self.num_blocks, self.max_rows, self.longest = num_blocks, max_rows, longest
@@ -69,7 +70,7 @@ class SequenceRig:
         self.scheduler = Scheduler(self.blocks, max_rows, token_budget, traits.whole_prompts)
         self.sampler = RecordingSampler(ops)
         table = RowTable(max_rows + 1, longest, BLOCK_SIZE)  # one that belongs to no sequence
-        self.runner = ModelRunner(decoder, pool, table, self.sampler, CPU, rows)
+        self.runner = ModelRunner(decoder, pool, table, self.sampler, CPU, rows, share)
         # By sequence: new tokens, the logits that chose them, and the prompt's log-probabilities.
         self.tokens: dict[int, list[int]] = {}
         self.logits: dict[int, list[torch.Tensor]] = {}

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ LENGTHS = (37, 1, 64)
 NEW_TOKENS = 12
 TOLERANCE = 1e-3
 REPLICATED = "llama"  # on four ranks each of its two KV heads is held twice
+OVERLAPPING = "llama, overlapping steps"
 Record = Callable[[str, str, float, bool], None]
 
 
@@ -60,10 +61,12 @@ def results_of(
         prompts = [[source.randrange(3, 320) for _ in range(n)] for n in LENGTHS]
         expected[variant] = [greedy(model, prompt) for prompt in prompts]
         jobs.append(Job(path, prompts, NEW_TOKENS))
+    jobs.append(replace(jobs[variants.index(REPLICATED)], overlaps=True))
+    expected[OVERLAPPING] = expected[REPLICATED]
     found = run_jobs("decoder", jobs, directory, size, way)
     return {
-        variant: Result(expected[variant], answers)
-        for variant, answers in zip(variants, found, strict=True)
+        label: Result(expected[label], answers)
+        for label, answers in zip([*variants, OVERLAPPING], found, strict=True)
     }
 
 
@@ -80,6 +83,13 @@ def test_two_ranks_give_the_tokens_of_transformers(
     parity(variant, "two ranks", result.error, result.agrees)
     assert result.agrees
     assert result.error < TOLERANCE
+
+
+def test_ranks_share_tokens_on_their_devices_where_steps_overlap(
+    results: dict[str, Result],
+) -> None:
+    assert results[OVERLAPPING].agrees
+    assert results[OVERLAPPING].error < TOLERANCE
 
 
 def test_four_ranks_share_kv_heads_over_gloo(tmp_path: Path) -> None:
