@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from serving.kernels.gpu.row_checks import need_whole_rows
+
 NUMBERS = 1024  # of the result that a program makes: 8 for each thread
 
 
@@ -18,6 +20,7 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     it may differ in the last bit of float32. `activation`: a key of `ACTIVATIONS`. The last
     dimension is contiguous.
     """
+    need_whole_rows(gate_up)
     rows = gate_up.view(-1, gate_up.shape[-1]) if gate_up.dim() != 2 else gate_up
     tokens, columns = len(rows), rows.shape[1] // 2
     out = torch.empty(*gate_up.shape[:-1], columns, dtype=gate_up.dtype, device=gate_up.device)

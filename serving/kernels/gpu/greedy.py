@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from serving.kernels.gpu.row_checks import need_whole_rows
+
 SPAN = 1024  # ids of a part
 NONE = tl.constexpr(2**31 - 1)  # above every id
 
@@ -19,6 +21,7 @@ def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Equals `TorchOps.greedy`: the lowest id among ties; NaN is above all numbers, so that its first
     id is the best, with the log-probability NaN. The last dimension is contiguous.
     """
+    need_whole_rows(logits)
     rows, vocab = logits.shape
     device = logits.device
     ids = torch.empty(rows, dtype=torch.int64, device=device)
@@ -37,7 +40,7 @@ def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, logprobs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["best", "totals", "ids"])
 def _part_kernel(
     logits: tl.tensor,  # [rows, vocab], by its stride
     best: tl.tensor,  # [rows, parts]
@@ -61,7 +64,7 @@ def _part_kernel(
     tl.store(ids + at, best_id)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["best", "totals", "ids", "row_ids", "logprobs"])
 def _join_kernel(
     best: tl.tensor,  # [rows, parts], as is to `ids`: see `_part_kernel`
     totals: tl.tensor,

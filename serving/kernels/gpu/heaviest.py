@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from serving.kernels.gpu.row_checks import need_whole_rows
+
 SPAN = 4096  # ids that a program reads at a time: 16 bytes for each thread
 WARPS = 32
 LOWEST = tl.constexpr(-2139095041)  # `_order` of -inf
@@ -63,6 +65,7 @@ def _launch(
     targets: torch.Tensor,
     kind: str,
 ) -> None:
+    need_whole_rows(scores, keys, weights)
     rows, vocab = scores.shape
     if rows == 0:
         return
@@ -73,7 +76,7 @@ def _launch(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["targets"])
 def _keep_kernel(
     scores: tl.tensor,  # [rows, vocab], this to `weights` by their strides
     keys: tl.tensor,  # [rows, vocab]; where keys are made of scores: these

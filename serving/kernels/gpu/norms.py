@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from serving.kernels.gpu.row_checks import need_whole_rows
+
 LONGEST = 16384  # numbers of a row that a program holds
 SHORTEST = 1024  # numbers of a program: where rows are shorter, it has several of them
 PER_THREAD = 8  # numbers of 16 bits that are one access to memory
@@ -35,7 +37,7 @@ def rms_norm(
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """residual += x in place; the norm of the sum, written into x. Both [tokens, n].
+    """residual += x in place; the norm of the sum, written into x. Both [..., n].
 
     Equals `TorchOps.add_rms_norm` (or `OffsetRmsNorm.add`, see `rms_norm`): the norm is that of the
     sum as it was rounded.
@@ -78,7 +80,10 @@ def _launch(
     out: torch.Tensor,
     centred: bool,
 ) -> None:
+    need_whole_rows(x, residual, out, weight, bias)
     columns = x.shape[-1]
+    if residual is not None:
+        x, residual, out = (one.view(-1, columns) for one in (x, residual, out))
     heads, outs = _by_heads(x), _by_heads(out)
     rows = heads.shape[0] * heads.shape[1]
     if rows == 0:

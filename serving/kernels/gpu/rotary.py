@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from serving.kernels.gpu.kv_codes import NAMES, encoded, own_scales
+from serving.kernels.gpu.row_checks import need_whole_rows
 from serving.kernels.kv_format import CachedVectors, KvLayer, format_of
 from serving.kernels.torch_ops import HeadLayout
 
@@ -96,6 +97,7 @@ def _launch(
     if heads.numel() == 0:
         return
     kv_heads = 0 if keys is None else keys.codes.shape[1]
+    need_whole_rows(heads, None if angles is None else angles.cos)
     _check(queries, keys, values, count, dim)
     width = triton.next_power_of_2(dim)
     each = min(max(1, NUMBERS // width), triton.next_power_of_2(count))
