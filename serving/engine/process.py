@@ -59,7 +59,10 @@ def build_loop(start: RankStart) -> EngineLoop | FollowerLoop:
     ops = choose_ops(device, settings.disable_custom_kernels)
     reports.begin("rendezvous")
     seconds = settings.rendezvous_seconds
-    group = ranks.join(place, start.assignment.rendezvous, seconds, device, ops)
+    group = ranks.join(
+        place, start.assignment.rendezvous, seconds, device, ops,
+        symmetric_sums=not settings.disable_custom_kernels,
+    )  # fmt: skip
     path = Path(start.assignment.model_path)
     model = load_model(settings, path, group.shard, device, ops, reports)
     measured = _measured(start, model)

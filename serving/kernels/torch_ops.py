@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from serving.kernels import filters, selective_scan, torch_attention
 from serving.kernels.attention_batch import AttentionBatch
-from serving.kernels.kv_format import KvLayer
+from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 
@@ -61,6 +61,40 @@ class TorchOps:
         """residual += x in place; the norm of the sum. Both [tokens, hidden]. May overwrite x."""
         residual += x
         return self.rms_norm(residual, weight, eps)
+
+    def wide_rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """As `rms_norm()` with a float32 weight: narrow types would lose what it adds to 1.
+
+        Rounded to the type of x after the product.
+        """
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (normed * weight).to(x.dtype)
+
+    def add_wide_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """As `add_rms_norm()`, of `wide_rms_norm()`."""
+        residual += x
+        return self.wide_rms_norm(residual, weight, eps)
+
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        """Layer norm over the last dimension; `weight`, `bias` [n], or None."""
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+    def add_layer_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        """residual += x in place; the layer norm of the sum. May overwrite x."""
+        residual += x
+        return self.layer_norm(residual, weight, bias, eps)
 
     def gated(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
         """[tokens, 2 n] of gate and up to [tokens, n]: activation(gate) * up."""
@@ -128,6 +162,39 @@ class TorchOps:
     ) -> torch.Tensor:
         """One query per sequence: [n, heads, dim]."""
         return torch_attention.attend_decodes(query, kv, batch, rule)
+
+    def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Rotate [tokens, heads, dim] in place over their first 2 * cos.shape[1] dimensions."""
+        rotate_half(heads, cos, sin)
+
+    def write_vectors(
+        self, rows: torch.Tensor, cache: CachedVectors, batch: AttentionBatch
+    ) -> None:
+        """Write [tokens, kv_heads, dim] as `write()` writes keys."""
+        torch_attention.write(rows, cache, batch)
+
+    def latent_attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        kv: LatentKv,
+        batch: AttentionBatch,
+        rule: ScoreRule,
+    ) -> torch.Tensor:
+        """Attention over cached vectors: [tokens, heads, value_dim].
+
+        `query` [tokens, heads, dim]; `key` [tokens, 1, dim]: as `write_vectors()` left them.
+        """
+        output = query.new_zeros(*query.shape[:2], kv.value_dim)
+        if batch.num_decodes:
+            output[: batch.num_decodes] = torch_attention.attend_decodes(
+                query[: batch.num_decodes], kv, batch, rule
+            )
+        for chunk in batch.chunks:
+            output[chunk.start : chunk.stop] = torch_attention.attend_chunk(
+                query, key, key[..., : kv.value_dim], kv, batch, chunk, rule
+            )
+        return output
 
     def selective_scan(
         self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch

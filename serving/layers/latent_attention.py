@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.kernels import torch_attention
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.kv_format import KvLayer, LatentKv
 from serving.kernels.torch_attention import ScoreRule
-from serving.kernels.torch_ops import rotate_half
+from serving.kernels.torch_ops import TorchOps
 from serving.layers.attention import Rotary
 from serving.layers.linear import ColumnLinear, RowLinear
 from serving.layers.norm import Norm
@@ -45,6 +44,7 @@ class LatentAttention:
     out: RowLinear
     rotated_dim: int
     rule: ScoreRule
+    ops: TorchOps
 
     def __call__(
         self, x: torch.Tensor, rotary: Rotary | None, kv: KvLayer, batch: AttentionBatch
@@ -55,30 +55,11 @@ class LatentAttention:
         down = self.down(x)
         key = torch.cat([self.norm(down[:, :rank]), down[:, rank:]], dim=-1)[:, None]
         if rotary is not None:
-            rotate_half(query[..., plain:], *rotary)
-            rotate_half(key[..., rank:], *rotary)
+            self.ops.rotate(query[..., plain:], *rotary)
+            self.ops.rotate(key[..., rank:], *rotary)
         absorbed = torch.einsum("thp,hpr->thr", query[..., :plain], self.key_up)
         query = torch.cat([absorbed, query[..., plain:]], dim=-1)
-        torch_attention.write(key, kv.keys, batch)
-        latent = self._attend(query, key, LatentKv(kv.keys, rank), batch)
+        self.ops.write_vectors(key, kv.keys, batch)
+        vectors = LatentKv(kv.keys, rank)
+        latent = self.ops.latent_attention(query, key, vectors, batch, self.rule)
         return self.out(torch.einsum("thr,hvr->thv", latent, self.value_up).flatten(1))
-
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        kv: LatentKv,
-        batch: AttentionBatch,
-    ) -> torch.Tensor:
-        """[tokens, heads, rank]: mixtures of latent vectors."""
-        rank = kv.value_dim
-        latent = query.new_zeros(*query.shape[:2], rank)
-        if batch.num_decodes:
-            latent[: batch.num_decodes] = torch_attention.attend_decodes(
-                query[: batch.num_decodes], kv, batch, self.rule
-            )
-        for chunk in batch.chunks:
-            latent[chunk.start : chunk.stop] = torch_attention.attend_chunk(
-                query, key, key[..., :rank], kv, batch, chunk, self.rule
-            )
-        return latent

@@ -7,7 +7,6 @@ models use.
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
@@ -43,20 +42,18 @@ class RmsNorm:
 class OffsetRmsNorm:
     """x / rms(x) * (offset + weight), in float32: narrow types would lose what `weight` adds."""
 
-    def __init__(self, weight: torch.Tensor, offset: float, eps: float) -> None:
-        self._weight, self._eps = weight.float() + offset, eps
+    def __init__(self, weight: torch.Tensor, offset: float, eps: float, ops: TorchOps) -> None:
+        self._weight, self._eps, self._ops = weight.float() + offset, eps, ops
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
-        return (normed * self._weight).to(x.dtype)
+        return self._ops.wide_rms_norm(x, self._weight, self._eps)
 
     def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""
-        if x is not None:
-            residual += x
-        return self(residual)
+        if x is None:
+            return self(residual)
+        return self._ops.add_wide_rms_norm(x, residual, self._weight, self._eps)
 
 
 class ShardedRmsNorm:
@@ -83,22 +80,27 @@ class ShardedRmsNorm:
 class LayerNorm:
     """(x - mean(x)) / deviation(x) * weight + bias; statistics and result in float32, then x's."""
 
-    def __init__(self, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> None:
+    def __init__(
+        self, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, ops: TorchOps
+    ) -> None:
         """`weight`: [hidden], or [heads, hidden] where each head has its own; None is all ones."""
-        self._weight, self._bias, self._eps = weight, bias, eps
+        self._weight, self._bias, self._eps, self._ops = weight, bias, eps, ops
+        self._by_heads = weight is not None and weight.dim() > 1
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""
-        if self._weight is None or self._weight.dim() == 1:
-            return F.layer_norm(x, x.shape[-1:], self._weight, self._bias, self._eps)
-        normed = F.layer_norm(x, x.shape[-1:], None, None, self._eps) * self._weight
+        if self._weight is None or not self._by_heads:
+            return self._ops.layer_norm(x, self._weight, self._bias, self._eps)
+        normed = self._ops.layer_norm(x, None, None, self._eps) * self._weight
         return normed if self._bias is None else normed + self._bias
 
     def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""
-        if x is not None:
-            residual += x
-        return self(residual)
+        if x is None or self._by_heads:
+            if x is not None:
+                residual += x
+            return self(residual)
+        return self._ops.add_layer_norm(x, residual, self._weight, self._bias, self._eps)
 
 
 class NoNorm:

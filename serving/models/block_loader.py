@@ -42,7 +42,7 @@ class MlpNames:
 def load_norm(context: LoadContext, name: str, spec: NormSpec) -> Norm:
     """A norm over whole vectors."""
     if not spec.weight:
-        return LayerNorm(None, None, spec.eps)
+        return LayerNorm(None, None, spec.eps, context.ops)
     weight = context.source.vector(f"{name}.weight")
     bias = context.source.vector(f"{name}.bias") if spec.bias else None
     return make_norm(spec, weight, bias, context.ops)
@@ -53,10 +53,10 @@ def make_norm(
 ) -> Norm:
     """The norm of these tensors."""
     if spec.offset:
-        return OffsetRmsNorm(weight, spec.offset, spec.eps)
+        return OffsetRmsNorm(weight, spec.offset, spec.eps, ops)
     if spec.kind == "rms":
         return RmsNorm(weight, spec.eps, ops)
-    return LayerNorm(weight, bias, spec.eps)
+    return LayerNorm(weight, bias, spec.eps, ops)
 
 
 class BlockLoader:
@@ -253,6 +253,7 @@ class BlockLoader:
             ),
             spec.rotated_dim,
             self._score_rule(layer, heads),
+            self._context.ops,
         )  # fmt: skip
 
     # --- feed-forward --------------------------------------------------------------------------

@@ -1,0 +1,218 @@
+"""`TorchOps` with its operations replaced by kernels of triton, or of libraries where faster.
+
+Chosen by `kernels/dispatch.py` on GPUs that are not too old; only then is this module, and with it
+triton, imported. Nothing here waits for the device, so that decode steps can be recorded. Next:
+`paged_decode.py`, `ragged_prefill.py`, `prefill_choice.py`.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.gpu import gated, greedy, heaviest, norms, rotary
+from serving.kernels.gpu.attention_tiles import splits_for
+from serving.kernels.gpu.device import processors
+from serving.kernels.gpu.flash_prefill import PrefillLibrary, candidates
+from serving.kernels.gpu.paged_decode import paged_decode
+from serving.kernels.gpu.prefill_choice import PrefillShape, Sample, choose
+from serving.kernels.gpu.ragged_prefill import ragged, ragged_prefill
+from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
+from serving.kernels.torch_attention import ScoreRule
+from serving.kernels.torch_ops import HeadLayout, TorchOps
+
+
+class TritonOps(TorchOps):
+    """Every operation of a decoder, in one or two launches each; of state spaces, torch's."""
+
+    name = "triton"
+    is_capturable = True
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: a GPU, or the CPU where triton's interpreter runs."""
+        self._device = device
+        self._processors = processors(device)
+        self._libraries = candidates() if device.type == "cuda" else []
+        self._chosen: dict[object, PrefillLibrary | None] = {}
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See `TorchOps`, for this and all others."""
+        return norms.rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """The result is `x`, overwritten; so it is below."""
+        return norms.add_rms_norm(x, residual, weight, eps)
+
+    def wide_rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """The kernel rounds as the weight's type says."""
+        return norms.rms_norm(x, weight, eps)
+
+    def add_wide_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See `TorchOps`."""
+        return norms.add_rms_norm(x, residual, weight, eps)
+
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        """See `TorchOps`."""
+        return norms.layer_norm(x, weight, bias, eps)
+
+    def add_layer_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        """See `TorchOps`."""
+        return norms.add_layer_norm(x, residual, weight, bias, eps)
+
+    def gated(self, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+        """See `TorchOps`."""
+        return gated.gated(gate_up, activation)
+
+    def rope_and_write(
+        self,
+        qkv: torch.Tensor,
+        layout: HeadLayout,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        kv: KvLayer,
+        batch: AttentionBatch,
+    ) -> None:
+        """See `TorchOps`."""
+        rotary.rope_and_write(qkv, layout, cos, sin, kv, batch.slots)
+
+    def write(
+        self, qkv: torch.Tensor, layout: HeadLayout, kv: KvLayer, batch: AttentionBatch
+    ) -> None:
+        """See `TorchOps`."""
+        rotary.write(qkv, layout, kv, batch.slots)
+
+    def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """See `TorchOps`."""
+        rotary.rotate_half_(heads, cos, sin)
+
+    def write_vectors(
+        self, rows: torch.Tensor, cache: CachedVectors, batch: AttentionBatch
+    ) -> None:
+        """See `TorchOps`."""
+        rotary.write_vectors(rows, cache, batch.slots)
+
+    def attention(
+        self,
+        qkv: torch.Tensor,
+        layout: HeadLayout,
+        kv: KvLayer,
+        batch: AttentionBatch,
+        rule: ScoreRule,
+    ) -> torch.Tensor:
+        """Prompts without a cached prefix may be a library's, see `prefill_choice.py`."""
+        query, key, value = layout.split(qkv)
+        output = torch.empty(query.shape, dtype=qkv.dtype, device=qkv.device)
+        self._attend_decodes(query, kv, batch, rule, output)
+        if batch.chunks:
+            library = self._library(layout, kv, rule, qkv.dtype)
+            if library is None or any(chunk.cached_len for chunk in batch.chunks):
+                ragged_prefill(query, kv, ragged(batch), rule, output)
+            else:
+                chunks = slice(batch.num_decodes, batch.num_tokens)
+                starts, longest = _starts(batch)
+                library(
+                    query[chunks], key[chunks], value[chunks], starts, longest, rule, output[chunks]
+                )
+        return output.view(qkv.shape[0], -1)
+
+    def latent_attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        kv: LatentKv,
+        batch: AttentionBatch,
+        rule: ScoreRule,
+    ) -> torch.Tensor:
+        """See `TorchOps`."""
+        output = query.new_empty(*query.shape[:2], kv.value_dim)
+        self._attend_decodes(query, kv, batch, rule, output)
+        if batch.chunks:
+            ragged_prefill(query, kv, ragged(batch), rule, output)
+        return output
+
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `TorchOps`."""
+        return greedy.greedy(logits)
+
+    def keep_top_k(self, scores: torch.Tensor, top_k: torch.Tensor, largest: int) -> None:
+        """See `TorchOps`."""
+        heaviest.keep_top_k(scores, top_k)
+
+    def keep_top_p(self, scores: torch.Tensor, top_p: torch.Tensor) -> None:
+        """See `TorchOps`."""
+        heaviest.keep_top_p(scores, top_p)
+
+    def keep_typical(self, scores: torch.Tensor, typical_p: torch.Tensor) -> None:
+        """See `TorchOps`."""
+        heaviest.keep_typical(scores, typical_p)
+
+    def _attend_decodes(
+        self,
+        query: torch.Tensor,
+        kv: KvLayer | LatentKv,
+        batch: AttentionBatch,
+        rule: ScoreRule,
+        output: torch.Tensor,
+    ) -> None:
+        """Decode rows of `output`; the padding behind all tokens becomes zeros."""
+        output[batch.num_tokens :] = 0
+        rows = batch.num_decodes
+        if not rows:
+            return
+        cache = kv.vectors if isinstance(kv, LatentKv) else kv.keys
+        splits = splits_for(rows, cache.codes.shape[1], self._processors)
+        paged_decode(
+            query[:rows], kv, batch.block_tables, batch.context_lens, rule, output[:rows], splits
+        )
+
+    def _library(
+        self, layout: HeadLayout, kv: KvLayer, rule: ScoreRule, dtype: torch.dtype
+    ) -> PrefillLibrary | None:
+        """What attends from prompts without a prefix; None: our own kernel.
+
+        Chosen when the first step of this kind runs: the warm-up.
+        """
+        if not self._libraries:
+            return None
+        biased = rule.slopes is not None
+        kind = (layout, rule.scale, rule.window, rule.soft_cap, biased, dtype, kv.keys.codes.dtype)
+        if kind not in self._chosen:
+            shape = PrefillShape(layout, dtype, kv.keys.block_size, kv.keys.codes.dtype)
+            choice = choose(_own, self._libraries, shape, rule, self._device)
+            self._chosen[kind] = choice.library
+        return self._chosen[kind]
+
+
+def _own(sample: Sample) -> Callable[[], None]:
+    """Our kernel on a sample of `prefill_choice.py`."""
+    chunks = ragged(sample.batch)
+    return lambda: ragged_prefill(sample.query, sample.kv, chunks, sample.rule, sample.out)
+
+
+def _starts(batch: AttentionBatch) -> tuple[torch.Tensor, int]:
+    """First tokens of the chunks and their end, int32, without the decodes; tokens of the longest.
+
+    Made once a step.
+    """
+    lengths = [chunk.stop - chunk.start for chunk in batch.chunks]
+    if "starts of chunks" not in batch.memo:
+        own = torch.tensor([0, *(chunk.stop - batch.num_decodes for chunk in batch.chunks)])
+        host = own.to(torch.int32)
+        if batch.positions.is_cuda:
+            host = host.pin_memory()
+        there = host.to(batch.positions.device, non_blocking=True)
+        batch.memo["starts of chunks"] = there
+    return batch.memo["starts of chunks"], max(lengths)
