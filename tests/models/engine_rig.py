@@ -27,6 +27,7 @@ def load_decoder(
     dtype: torch.dtype = torch.float32,
     shard: ShardContext = SINGLE,
     quantize: str | None = None,
+    device: torch.device = CPU,
 ) -> Decoder:
     """`quantize`: as the setting."""
     config = read_config(path, Settings())
@@ -34,10 +35,10 @@ def load_decoder(
     spec = family.spec(config)
     names = family.names_of(config)
     quantization = quantization_of(config, path, quantize)
-    source = Checkpoint(path, dtype, CPU, quantization.scheme, quantization.quantizer)
+    source = Checkpoint(path, dtype, device, quantization.scheme, quantization.quantizer)
     source.check(expected_shapes(spec, names), names)
-    context = LoadContext(spec, names, source, shard, ops, Matmuls(CPU, dtype, ops.compiled))
-    return Decoder(context, spec.max_positions, CPU)
+    context = LoadContext(spec, names, source, shard, ops, Matmuls(device, dtype, ops.compiled))
+    return Decoder(context, spec.max_positions, device)
 
 
 class Rig(SequenceRig):
@@ -55,15 +56,17 @@ class Rig(SequenceRig):
         kv_cache_dtype: str | None = None,
         kv_scales: tuple[tuple[float, float], ...] = (),
         overlaps: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         spec = decoder.spec
         stored = stored_dtype(kv_cache_dtype, torch.float32)
         shape = decoder_loader.kv_shape(spec, shard, BLOCK_SIZE, stored, kv_scales)
-        pool = kv_cache.allocate(shape, num_blocks + 1, CPU)  # one that belongs to no sequence
+        pool = kv_cache.allocate(shape, num_blocks + 1, device)  # one that belongs to no sequence
         traits = SequenceTraits(shared_prefixes=prefix_caching)
+        share = shard.broadcast if overlaps and shard.size > 1 else None
         super().__init__(
             decoder, pool, ops, num_blocks, max_rows, token_budget, spec.max_positions, traits,
-            overlaps=overlaps, share=shard.broadcast if overlaps and shard.size > 1 else None,
+            overlaps=overlaps, share=share, device=device,
         )  # fmt: skip
 
     def run(self) -> dict[int, list[int]]:

@@ -32,7 +32,7 @@ class RecordingSampler(Sampler):
         self.logits: list[torch.Tensor] = []
 
     def choose(self, logits, table, rows, masks=None):  # type: ignore[no-untyped-def]
-        self.logits.extend(logits.float().clone())
+        self.logits.extend(logits.float().clone())  # where they are: to read them is to wait
         return super().choose(logits, table, rows, masks)
 
 
@@ -61,6 +61,7 @@ class SequenceRig:
         rows: Callable[[int], int] = padded_rows,
         overlaps: bool = False,
         share: Share | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.traits = traits
         self.num_blocks, self.max_rows, self.longest = num_blocks, max_rows, longest
@@ -70,7 +71,7 @@ class SequenceRig:
         self.scheduler = Scheduler(self.blocks, max_rows, token_budget, traits.whole_prompts)
         self.sampler = RecordingSampler(ops)
         table = RowTable(max_rows + 1, longest, BLOCK_SIZE)  # one that belongs to no sequence
-        self.runner = ModelRunner(decoder, pool, table, self.sampler, CPU, rows, share)
+        self.runner = ModelRunner(decoder, pool, table, self.sampler, device, rows, share)
         # By sequence: new tokens, the logits that chose them, and the prompt's log-probabilities.
         self.tokens: dict[int, list[int]] = {}
         self.logits: dict[int, list[torch.Tensor]] = {}
