@@ -1,6 +1,7 @@
 """From the codes of a quantized weight to numbers in the registers of a GPU.
 
-Called inside the kernels of `coded_matmul.py`; the formulas are those of `CodedWeight.dequantize`.
+Called inside the kernels of `coded_matmul.py` and `paged_tiles.py`; the formulas are those of
+`CodedWeight.dequantize`.
 """
 
 import triton
@@ -8,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _numbers(codes: tl.tensor, values: tl.tensor, BOOK: tl.constexpr) -> tl.tensor:
+def numbers(codes: tl.tensor, values: tl.tensor, BOOK: tl.constexpr) -> tl.tensor:
     """Codes, one a byte, to float32; `BOOK`: a name of `codebooks.py`, or "table"."""
     if BOOK == "int4":
         return codes.to(tl.float32) - 8.0
@@ -53,7 +54,7 @@ def weights(
     group = run * 0 if GROUP == 0 else run // GROUP
     inside = exists[:, None] & (run < columns)
     scale = tl.load(scales + n * groups + group, mask=inside, other=0.0)
-    weight = tl.reshape(_numbers(code, values, BOOK), (N, K // RUN, RUN)) * scale[:, :, None]
+    weight = tl.reshape(numbers(code, values, BOOK), (N, K // RUN, RUN)) * scale[:, :, None]
     if offsets is not None:
         weight += tl.load(offsets + n * groups + group, mask=inside, other=0.0)[:, :, None]
     return tl.reshape(weight, (N, K))
