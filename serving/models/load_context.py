@@ -6,8 +6,8 @@ and `moe_loader.py`.
 
 from dataclasses import dataclass
 
+from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps
-from serving.layers.linear import MatmulFactory
 from serving.layers.parallel import ShardContext
 from serving.models.spec import DecoderSpec, WeightNames
 from serving.models.weights import Checkpoint
@@ -22,4 +22,4 @@ class LoadContext:
     source: Checkpoint
     shard: ShardContext
     ops: TorchOps
-    matmul: MatmulFactory
+    matmul: Matmuls

@@ -12,7 +12,6 @@ import torch
 
 from serving.kernels.coded_weight import Weight, join
 from serving.kernels.expert_matmul import ExpertMatmul, SeparateExperts
-from serving.kernels.matmul_choice import Matmuls
 from serving.layers.linear import stacked_matmul
 from serving.layers.mlp import GatedMlp, PlainMlp
 from serving.layers.moe import MoeMlp, Router, SharedExpert
@@ -96,7 +95,6 @@ def _experts(context: LoadContext, i: int, spec: MoeSpec) -> tuple[ExpertMatmul,
 
 def _load(context: LoadContext, count: int, read: Callable[[int], list[Weight]]) -> ExpertMatmul:
     """One matrix of every expert, from the parts that lie upon each other in it."""
-    assert isinstance(context.matmul, Matmuls)
     first = read(0)
 
     def parts(e: int) -> list[Weight]:
