@@ -98,8 +98,8 @@ class TritonCodedMatmul:
             len(x), self._outputs, self._columns, self._scales.shape[1], steps,
             BOOK=self._book, BITS=self._bits, GROUP=self._group,
             RUN=shared_run(self._group, tile.columns),
-            M=tile.rows, N=tile.outputs, K=tile.columns,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+            M=tile.rows, N=tile.outputs, K=tile.columns, STAGES=tile.stages,
+            num_warps=tile.warps, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def _tile_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     """A tile [M, N] of the product, over `steps` times K columns, on the matrix units."""
     m = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
@@ -143,7 +144,7 @@ def _tile_kernel(
     if offsets is not None:
         offsets += start * groups
     total = tl.zeros((M, N), dtype=tl.float32)
-    for step in range(steps):
+    for step in tl.range(0, steps, num_stages=STAGES):
         column = first + step * K
         k = column + tl.arange(0, K)
         inside = (m < rows)[:, None] & (k < columns)[None, :]
@@ -182,6 +183,7 @@ def _row_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     """N numbers of the only row. Sums of every K-th column stay apart until the loop has ended."""
     start = tl.program_id(1).to(tl.int64) * N
@@ -192,7 +194,7 @@ def _row_kernel(
     if offsets is not None:
         offsets += start * groups
     total = tl.zeros((N, K), dtype=tl.float32)
-    for step in range(steps):
+    for step in tl.range(0, steps, num_stages=STAGES):  # loads run ahead without a dot, too
         column = first + step * K
         k = column + tl.arange(0, K)
         part = tl.load(x + k, mask=k < columns, other=0.0).to(tl.float32)

@@ -47,7 +47,7 @@ def build_coded(
     constants = {
         "BOOK": "table" if book is NF4 else book.name, "BITS": book.bits, "GROUP": group,
         "RUN": coded_matmul.shared_run(group, tile.columns),
-        "M": tile.rows, "N": tile.outputs, "K": tile.columns,
+        "M": tile.rows, "N": tile.outputs, "K": tile.columns, "STAGES": tile.stages,
     }  # fmt: skip
     if book is not NF4:
         constants["values"] = None
@@ -65,7 +65,7 @@ def build_coded(
             "values": "*fp32", "bias": pointer, "y": "*fp32" if is_split else pointer,
         },
         constants,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_compiled_for_half_precision(
 ) -> None:
     ptx = build_coded(capability, book, dtype, tile, group, tile.splits)
     assert ("mma" in ptx) == (tile.rows > 1)
+    assert "cp.async" in ptx  # loads run ahead of the sums
 
 
 @pytest.mark.parametrize("tile", [tile for _, tile in tiles.SINGLE], ids=lambda tile: tile.rows)
