@@ -192,6 +192,10 @@ def test_values_of_variables_are_checked_too() -> None:
         (["--validation-workers", "0"], "`validation_workers` must be > 0. Given: 0 (--val"),
         (["--max-concurrent-requests", "0"], "`max_concurrent_requests` must be > 0"),
         (["--max-batch-size", "0"], "`max_batch_size` must be > 0. Given: 0"),
+        (
+            ["--cuda-graphs", "1,x"],
+            "`cuda_graphs` must be numbers separated by commas, or 0. Given: 1,x",
+        ),
         (["--max-input-length", "0"], "`max_input_tokens` must be > 0. Given: 0 (--max-input-l"),
         (["--max-total-tokens", "-1"], "`max_total_tokens` must be > 0. Given: -1"),
         (["--port", "65536"], "`port` must be between 0 and 65535. Given: 65536"),

@@ -4,11 +4,7 @@ Called by `limits.py` and `process.py`. A step is padded to the next number: sma
 every row counts, have more of them. Next: `decode_graphs.py`.
 """
 
-import logging
-
 from serving.engine.model_loader import LoadedModel
-
-log = logging.getLogger(__name__)
 
 # From each number on, the distance to the next.
 LADDER = ((1, 1), (2, 2), (4, 4), (16, 8), (64, 16), (128, 32), (256, 64))
@@ -17,17 +13,18 @@ LARGEST = 512  # rows; beyond, a step is long enough to hide its launches
 
 def recorded_sizes(setting: str | None, max_rows: int, model: LoadedModel) -> list[int]:
     """As `graph_sizes()`; none where the steps of this model cannot be recorded on its device."""
+    return [] if reason_not(model) else graph_sizes(setting, max_rows)
+
+
+def reason_not(model: LoadedModel) -> str | None:
+    """Why steps of this model cannot be recorded; None: they can."""
     if model.device.type != "cuda":
-        return []
-    reason = None
+        return f"the device is a {model.device.type}"
     if not model.ops.is_capturable:
-        reason = f"the operations are {model.ops.name}"
-    elif not model.decoder.is_capturable:
-        reason = "the model reads from the device in the middle of a step"
-    if reason is not None:
-        log.warning("decode steps are not recorded: %s", reason)
-        return []
-    return graph_sizes(setting, max_rows)
+        return f"the operations are those of {model.ops.name}"
+    if not model.decoder.is_capturable:
+        return "the model reads from the device in the middle of a step"
+    return None
 
 
 def graph_sizes(setting: str | None, max_rows: int) -> list[int]:

@@ -6,6 +6,7 @@ only after a forward pass has. Progress and the reason of a failure go to the la
 pipe (`launcher_reports.py`). Next: `loop.py` on rank 0, `follower.py` on the others.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from serving.engine.block_manager import BlockManager
 from serving.engine.decode_graphs import CudaRecorder, SparePlace
 from serving.engine.follower import FollowerLoop
 from serving.engine.grammar_compiler import GrammarCompiler
-from serving.engine.graph_sizes import recorded_sizes
+from serving.engine.graph_sizes import reason_not, recorded_sizes
 from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
@@ -38,6 +39,8 @@ from serving.kernels.dispatch import choose_ops
 from serving.metrics import EngineMetrics, use_identity
 from serving.protocol.messages import Assignment, EngineInfo, Limits
 from serving.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,27 @@ def _runner(start: RankStart, model: LoadedModel, sizes: Limits) -> ModelRunner:
     shares = _overlaps(model.device) and place.size > 1
     share = model.shard.broadcast if shares else None
     runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows, share)
-    recorded = recorded_sizes(settings.cuda_graphs, sizes.max_rows, model)
-    if recorded:
-        spare = SparePlace(sizes.max_rows, sizes.num_blocks, settings.block_size)
-        runner.record(recorded, CudaRecorder(), spare, sizes.max_total_tokens)
+    _record_steps(start, model, sizes, runner)
     if settings.fault is None:
         return runner
     epoch = start.assignment.epoch
     faults = fault.of_rank(fault.parse(settings.fault), place.group, place.rank, epoch)
     return faulty.around(runner, model.decoder, faults, sizes.max_rows)
+
+
+def _record_steps(start: RankStart, model: LoadedModel, sizes: Limits, runner: ModelRunner) -> None:
+    """Record decode steps where the device can; one line of the log tells which, or why not."""
+    if model.device.type == "cpu":
+        return
+    settings = start.settings
+    recorded = recorded_sizes(settings.cuda_graphs, sizes.max_rows, model)
+    if not recorded:
+        reason = reason_not(model) or f"--cuda-graphs {settings.cuda_graphs}"
+        log.info("decode steps are not recorded: %s", reason)
+        return
+    start.reports.begin("cuda graphs")
+    spare = SparePlace(sizes.max_rows, sizes.num_blocks, settings.block_size)
+    runner.record(recorded, CudaRecorder(), spare, sizes.max_total_tokens)
 
 
 def _leading_loop(

@@ -15,7 +15,7 @@ OUT_OF_MEMORY_REMEDY = (
     "--max-batch-total-tokens, or give the container more memory"
 )
 # Where most memory is asked for: a SIGKILL that nobody here sent is the kernel's, for want of it.
-HUNGRY_PHASES = ("warm-up", "kv cache")
+HUNGRY_PHASES = ("warm-up", "kv cache", "cuda graphs")
 
 
 @dataclass(frozen=True)
