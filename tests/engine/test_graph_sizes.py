@@ -1,5 +1,6 @@
 """For which numbers of rows decode steps are recorded, and why there may be none."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_the_ladder_rises_to_the_largest_step(most: int) -> None:
 
 def test_the_padding_is_below_half_of_a_step() -> None:
     sizes = graph_sizes(None, LARGEST)
-    assert all(after <= 2 * before for before, after in zip(sizes, sizes[1:], strict=False))
+    assert all(after <= 2 * before for before, after in pairwise(sizes))
 
 
 def test_longer_steps_are_not_recorded() -> None:
