@@ -55,6 +55,10 @@ class TorchOps:
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return weight * normed.to(x.dtype)
 
+    def rms_norm_(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+        """`rms_norm()` in place, on heads [tokens, heads, dim] inside wider rows."""
+        x.copy_(self.rms_norm(x, weight, eps))
+
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:

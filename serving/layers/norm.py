@@ -22,6 +22,14 @@ class Norm(Protocol):
         """residual += x in place (None adds nothing); the norm of the sum. May overwrite x."""
 
 
+def norm_in_place(norm: Norm, heads: torch.Tensor) -> None:
+    """Normalise heads [tokens, heads, dim], which may lie inside wider rows."""
+    if isinstance(norm, RmsNorm):
+        norm.in_place(heads)
+    else:
+        heads.copy_(norm(heads))
+
+
 class RmsNorm:
     """x / rms(x) * weight."""
 
@@ -31,6 +39,10 @@ class RmsNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""
         return self._ops.rms_norm(x, self._weight, self._eps)
+
+    def in_place(self, x: torch.Tensor) -> None:
+        """The norm of x in the place of x."""
+        self._ops.rms_norm_(x, self._weight, self._eps)
 
     def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
         """See `Norm`."""

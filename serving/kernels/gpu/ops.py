@@ -39,6 +39,10 @@ class TritonOps(TorchOps):
         """See `TorchOps`, for this and all others."""
         return norms.rms_norm(x, weight, eps)
 
+    def rms_norm_(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+        """See `TorchOps`."""
+        norms.rms_norm(x, weight, eps, out=x)
+
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
