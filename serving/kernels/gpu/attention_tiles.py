@@ -25,51 +25,57 @@ class Tile:
     stages: int  # of the pipeline that loads ahead
 
 
-# Up to this many numbers of a key or a value, this tile; the last serves all: latent attention,
-# whose keys of 576 are the values too.
+# Up to this many numbers of a token, key and value together, this tile: heads of 64, 128 and 256,
+# latent vectors of 576, which are both, and heads of 512.
 Table = tuple[tuple[int, Tile], ...]
 
 # Decoding waits for memory: some 64 KiB under way in each program, and room for two or three
 # programs on a processor. A tile of 16 rows leaves the matrix units idle, which is no loss there.
 DECODE_LARGE: Table = (
-    (64, Tile(64, 128, warps=4, stages=3)),
-    (128, Tile(64, 64, warps=4, stages=3)),
-    (256, Tile(64, 32, warps=4, stages=3)),
+    (128, Tile(64, 128, warps=4, stages=3)),
+    (256, Tile(64, 64, warps=4, stages=3)),
+    (512, Tile(64, 32, warps=4, stages=3)),
     (576, Tile(64, 64, warps=8, stages=2)),
+    (1024, Tile(64, 32, warps=8, stages=2)),
 )
 DECODE_SMALL: Table = (
-    (64, Tile(64, 128, warps=4, stages=3)),
-    (128, Tile(64, 64, warps=4, stages=3)),
-    (256, Tile(32, 32, warps=4, stages=3)),
+    (128, Tile(64, 128, warps=4, stages=3)),
+    (256, Tile(64, 64, warps=4, stages=3)),
+    (512, Tile(32, 32, warps=4, stages=3)),
     (576, Tile(32, 32, warps=8, stages=2)),
+    (1024, Tile(32, 16, warps=8, stages=2)),
 )
 # float32 has no matrix units at full precision, and twice the bytes.
 DECODE_SINGLE: Table = (
-    (64, Tile(16, 64, warps=4, stages=3)),
-    (128, Tile(16, 32, warps=4, stages=3)),
-    (256, Tile(16, 16, warps=4, stages=3)),
+    (128, Tile(16, 64, warps=4, stages=3)),
+    (256, Tile(16, 32, warps=4, stages=3)),
+    (512, Tile(16, 16, warps=4, stages=3)),
     (576, Tile(16, 16, warps=8, stages=2)),
+    (1024, Tile(16, 16, warps=8, stages=2)),
 )
 
 # Prompts keep the matrix units busy: on 9.0 two groups of four warps with 64 rows each, whose sums
 # fill the registers from 256 numbers on.
 PREFILL_LARGE: Table = (
-    (64, Tile(128, 128, warps=8, stages=3)),
-    (128, Tile(128, 64, warps=8, stages=3)),
-    (256, Tile(128, 64, warps=8, stages=2)),
+    (128, Tile(128, 128, warps=8, stages=3)),
+    (256, Tile(128, 64, warps=8, stages=3)),
+    (512, Tile(128, 64, warps=8, stages=2)),
     (576, Tile(64, 64, warps=8, stages=2)),
+    (1024, Tile(64, 32, warps=8, stages=2)),
 )
 PREFILL_SMALL: Table = (
-    (64, Tile(128, 64, warps=8, stages=3)),
-    (128, Tile(128, 32, warps=8, stages=3)),
-    (256, Tile(64, 32, warps=8, stages=2)),
+    (128, Tile(128, 64, warps=8, stages=3)),
+    (256, Tile(128, 32, warps=8, stages=3)),
+    (512, Tile(64, 32, warps=8, stages=2)),
     (576, Tile(32, 32, warps=8, stages=2)),
+    (1024, Tile(32, 16, warps=8, stages=2)),
 )
 PREFILL_SINGLE: Table = (
-    (64, Tile(64, 32, warps=8, stages=2)),
     (128, Tile(64, 32, warps=8, stages=2)),
-    (256, Tile(32, 16, warps=8, stages=2)),
+    (256, Tile(64, 32, warps=8, stages=2)),
+    (512, Tile(32, 16, warps=8, stages=2)),
     (576, Tile(16, 16, warps=8, stages=2)),
+    (1024, Tile(16, 16, warps=8, stages=2)),
 )
 
 
@@ -79,8 +85,8 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def is_large(of: tuple[int, int]) -> bool:
-    """Whether a program may have 227 KiB of shared memory (9.0, 10.0); else 99 (as 8.6, 8.9)."""
-    return of[0] in (9, 10)
+    """Whether a program may have 227 KiB of shared memory, for the matrix units of 9.0; else 99."""
+    return of[0] == 9
 
 
 def decode_table(dtype: torch.dtype, of: tuple[int, int]) -> Table:
@@ -98,11 +104,11 @@ def prefill_table(dtype: torch.dtype, of: tuple[int, int]) -> Table:
 
 
 def tile_for(table: Table, width: int) -> Tile:
-    """The tile for keys and values of so many numbers. Raises `ValueError` if they are too long."""
+    """The tile for tokens of so many numbers. Raises `ValueError` where there is none."""
     for most, tile in table:
         if width <= most:
             return tile
-    raise ValueError(f"keys or values of {width} numbers are longer than {table[-1][0]}")
+    raise ValueError(f"no tile for keys and values of {width} numbers, more than {table[-1][0]}")
 
 
 def padded(size: int) -> int:

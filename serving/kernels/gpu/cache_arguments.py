@@ -27,7 +27,7 @@ class CacheArguments:
     constants: dict[str, Any]
     kv_heads: int
     group: int  # query heads of a KV head
-    width: int  # numbers of a key or a value, whichever is longer, with padding
+    width: int  # numbers of a token: a key and its value, which latent vectors share; with padding
 
 
 def cache_arguments(
@@ -72,7 +72,7 @@ def cache_arguments(
         },
         kv_heads=kv_heads,
         group=query.shape[1] // kv_heads,
-        width=max(main + rest, value),
+        width=main + rest + (0 if is_latent else value),
     )  # fmt: skip
 
 
