@@ -31,6 +31,11 @@ class Sequence:
     guide: Guide | None = None  # only with a grammar
     num_start_tokens: int = 0  # between prompt and output
     prompt_logprobs: list[float] = field(default_factory=list)  # grows with each chunk
+    prompt_length: int = field(init=False)  # tokens that were not generated
+
+    def __post_init__(self) -> None:
+        """Read several times for each token."""
+        self.prompt_length = len(self.request.prompt_token_ids) + self.num_start_tokens
 
     @classmethod
     def from_request(
@@ -49,12 +54,9 @@ class Sequence:
     @property
     def awaits_its_last(self) -> bool:
         """Whether the token that is being chosen ends it by its number."""
+        if not self.num_unknown:
+            return False
         return self.num_generated + self.num_unknown >= self.request.stop.max_new_tokens
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens that were not generated."""
-        return len(self.request.prompt_token_ids) + self.num_start_tokens
 
     @property
     def num_generated(self) -> int:
