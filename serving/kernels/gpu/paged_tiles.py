@@ -42,7 +42,7 @@ def load_slopes(slopes: tl.tensor, heads: tl.tensor, exists: tl.tensor) -> tl.te
 @triton.jit
 def blocks_of(
     table: tl.tensor,  # int32 [blocks of the sequence]
-    start: tl.tensor,  # token, a multiple of N
+    start: tl.tensor,  # token, a multiple of N, and so of BLOCK where that divides N
     n: tl.tensor,  # [N]: offsets of the tile's tokens
     context: tl.tensor,
     BLOCK: tl.constexpr,
@@ -123,6 +123,33 @@ def load_numbers(
 
 
 @triton.jit
+def ruled(
+    score: tl.tensor,  # [M, N]: products of queries and keys
+    factor: tl.tensor,  # this to `positions`: see `attend`
+    slope: tl.tensor,
+    token: tl.tensor,  # [N]
+    positions: tl.tensor,
+    MASKED: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAP: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Scores as the rule has them, and what they are yet to be multiplied with."""
+    unit = factor
+    if CAP > 0.0:
+        score = CAP - (2.0 * CAP) / (1.0 + tl.exp2(score * factor))
+        unit = 1.0
+    if slope is not None:
+        score = score * unit + slope[:, None] * (token[None, :] - positions[:, None])
+        unit = 1.0
+    if MASKED:
+        visible = token[None, :] <= positions[:, None]
+        if WINDOW:
+            visible &= token[None, :] > positions[:, None] - WINDOW
+        score = tl.where(visible, score, float("-inf"))
+    return score, unit
+
+
+@triton.jit
 def attend(
     main: tl.tensor,  # queries [M, MAIN]
     rest: tl.tensor,  # REST: their other dimensions [M, REST]
@@ -190,18 +217,7 @@ def attend(
             score = tl.dot(rest, tl.trans(other), score, input_precision="ieee")
         if OWN_SCALES and not SCALED:
             score *= load_scales(key_scales, block, inner, vectors, exists)[None, :]
-        unit = factor
-        if CAP > 0.0:
-            score = CAP - (2.0 * CAP) / (1.0 + tl.exp2(score * factor))
-            unit = 1.0
-        if slope is not None:
-            score = score * unit + slope[:, None] * (token[None, :] - positions[:, None])
-            unit = 1.0
-        if MASKED:
-            visible = token[None, :] <= positions[:, None]
-            if WINDOW:
-                visible &= token[None, :] > positions[:, None] - WINDOW
-            score = tl.where(visible, score, float("-inf"))
+        score, unit = ruled(score, factor, slope, token, positions, MASKED, WINDOW, CAP)
         higher = tl.maximum(top, tl.max(score, axis=1) * unit)
         weight = tl.exp2(score * unit - higher[:, None])
         shrink = tl.exp2(top - higher)

@@ -133,7 +133,7 @@ def _prefill_kernel(
     context = tl.load(contexts + chunk)
     m = tile * M + tl.arange(0, M)
     exists = m < length * GROUP
-    token = tl.minimum(m // GROUP, length - 1)
+    token = m // GROUP
     head = kv_head * GROUP + m % GROUP
     flat = (tl.load(starts + chunk) + token).to(tl.int64)
     positions = context - length + token
