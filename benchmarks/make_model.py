@@ -136,14 +136,21 @@ def weight_sizes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (shape.vocabulary, shape.hidden)
 
 
-def make_weights(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
-    """Return random weights: norm gains are one, all others normal with deviation 0.02."""
-    generator = torch.Generator().manual_seed(seed)
+def make_weights(
+    shape: Shape, dtype: torch.dtype, seed: int, device: str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Return random weights: norm gains are one, all others normal with deviation 0.02.
+
+    They are drawn on `device`, which takes a GPU no time, and lie on the CPU. Each kind of device
+    draws others.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
     weights = {}
     for name, size in weight_sizes(shape):
-        weights[name] = torch.ones(size, dtype=dtype)
+        weight = torch.ones(size, dtype=dtype, device=device)
         if len(size) > 1:
-            weights[name].normal_(0, WEIGHT_DEVIATION, generator=generator)
+            weight.normal_(0, WEIGHT_DEVIATION, generator=generator)
+        weights[name] = weight.cpu()
     return weights
 
 
@@ -197,8 +204,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def make_model(shape: Shape, output: Path, dtype: str = "bfloat16", seed: int = 0) -> None:
-    """Write the model directory; existing files of the same names are replaced."""
+def make_model(
+    shape: Shape, output: Path, dtype: str = "bfloat16", seed: int = 0, device: str = "cpu"
+) -> None:
+    """Write the model directory; existing files of the same names are replaced.
+
+    `device`: where weights are drawn, see `make_weights()`.
+    """
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", make_config(shape, dtype))
     ids = {"bos_token_id": BOS_TOKEN_ID, "eos_token_id": EOS_TOKEN_ID}
@@ -212,7 +224,7 @@ def make_model(shape: Shape, output: Path, dtype: str = "bfloat16", seed: int = 
         "chat_template": CHAT_TEMPLATE,
     }
     write_json(output / "tokenizer_config.json", special | tokenizer_config)
-    weights = make_weights(shape, DTYPES[dtype], seed)
+    weights = make_weights(shape, DTYPES[dtype], seed, device)
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
     # The writer leaves it readable by its owner only; a server may run as another user.
     (output / "model.safetensors").chmod(0o644)
@@ -223,10 +235,11 @@ def make_model(shape: Shape, output: Path, dtype: str = "bfloat16", seed: int = 
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(shape: str, output: Path, dtype: str, seed: int) -> None:
+@click.option("--device", default="cpu", show_default=True, help="where weights are drawn")
+def main(shape: str, output: Path, dtype: str, seed: int, device: str) -> None:
     """Make a random-weight model of a known shape."""
     started = time.perf_counter()
-    make_model(SHAPES[shape], output, dtype, seed)
+    make_model(SHAPES[shape], output, dtype, seed, device)
     click.echo(f"{shape} ({dtype}) written in {time.perf_counter() - started:.1f} s")
 
 
