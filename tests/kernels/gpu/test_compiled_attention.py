@@ -21,11 +21,8 @@ LATENT = 576  # numbers of a key, of which 512 are the value
 F32, F16, B16 = torch.float32, torch.float16, torch.bfloat16
 CODES = {torch.uint8: "*u8", torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e5m2: "*fp8e5"}
 PLAIN = ScoreRule(0.1)
-CASES = [
-    (80, B16, 64), (80, F16, 256), (80, F32, 128), (80, F32, LATENT),
-    (89, F16, 128), (89, B16, LATENT), (89, F32, 64), (89, B16, 80),
-    (90, B16, 64), (90, F16, 128), (90, B16, 256), (90, B16, LATENT), (90, F32, 256),
-]  # fmt: skip
+# The tightest of each: shared memory, registers, padded heads. A compilation takes seconds.
+CASES = [(80, B16, 256), (80, F32, LATENT), (89, F16, 80), (90, B16, 128), (90, B16, LATENT)]
 
 
 @pytest.fixture(autouse=True)
@@ -135,37 +132,26 @@ def test_prefill(
 
 
 @pytest.mark.parametrize(
-    ("capability", "stored", "conversion"),
-    [
-        (80, torch.float8_e4m3fn, "cvt.f32.f16"), (80, torch.float8_e5m2, "cvt.f32.f16"),
-        (90, torch.float8_e4m3fn, "cvt.rn.f16x2.e4m3x2"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_8_bit_floats(
-    capability: int, stored: torch.dtype, conversion: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = arguments(monkeypatch, capability, B16, 128, 4, stored)
+    ("capability", "conversion"), [(80, "cvt.f32.f16"), (90, "cvt.rn.f16x2.e4m3x2")]
+)
+def test_8_bit_floats(capability: int, conversion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = arguments(monkeypatch, capability, B16, 128, 4, torch.float8_e4m3fn)
     assert conversion in decode(capability, B16, cache)
-    assert conversion in prefill(capability, B16, cache)
 
 
 def test_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = arguments(monkeypatch, 90, B16, 128, 4, torch.int8)
-    assert "mma.sync" in decode(90, B16, cache)
     assert "wgmma.mma_async" in prefill(90, B16, cache)
 
 
-@pytest.mark.parametrize("dim", [128, LATENT])
-def test_decode_of_many_heads_fills_matrix_units(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = arguments(monkeypatch, 90, B16, dim, 128)
+def test_decode_of_many_heads_fills_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = arguments(monkeypatch, 90, B16, LATENT, 128)
     assert "wgmma.mma_async" in decode(90, B16, cache, split=False)
 
 
 def test_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = ScoreRule(0.1, window=4096, soft_cap=50.0)
-    cache = arguments(monkeypatch, 90, B16, 256, 2)
-    assert "mma.sync" in decode(90, B16, cache, rule, slopes="*fp32")
+    cache = arguments(monkeypatch, 90, B16, 128, 2)
     assert "wgmma.mma_async" in prefill(90, B16, cache, rule, slopes="*fp32")
 
 
