@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 SECTIONS = tuple(requirements.NEEDED)
 GPU_SHAPE = "llama-8b"
-OF_A_PART = ("part", "kept", "ceilings")
+NOT_OF_A_PART = ("part", "kept", "ceilings", "logs", "output")
 MODEL = click.Path(path_type=Path, exists=True, resolve_path=True)
+NEW_FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 HELP = f"""Measure machine, kernels, engine, HTTP and correctness on a GPU.
 
 Every figure stands beside what the measured copy bandwidth and matmul rate allow. Without a GPU
@@ -48,11 +49,13 @@ Python packages that a section needs; a machine without a network must be given 
 @click.option("--http-workers", type=click.IntRange(1), help="default: 4; tiny 1")
 @click.option("--part-seconds", default=400.0, show_default=True, help="most that a part may take")
 @click.option("--checks-seconds", default=150.0, show_default=True, help="most, kernels' tests")
+@click.option("--logs", type=NEW_FOLDER, help="folder for what the parts print")
 @click.option("--part", hidden=True, help="run this part only, in this process")
 @click.option("--kept", type=click.Path(path_type=Path), hidden=True)
 @click.option("--ceilings", hidden=True)
 def main(**options: Any) -> None:
     """See `HELP`."""
+    from benchmarks.gpu.isolation import HAS_TOLD
     from benchmarks.gpu.report import Report
     from benchmarks.gpu.roofline import Ceilings
     from benchmarks.gpu.sections import part_named, run_part
@@ -64,7 +67,8 @@ def main(**options: Any) -> None:
     signal.signal(signal.SIGTERM, _leave)
     if options["ceilings"] is not None:
         setting = replace(setting, ceilings=Ceilings(*map(float, options["ceilings"].split(","))))
-    run_part(part_named(options["part"]), setting, Report(options["kept"]))
+    if not run_part(part_named(options["part"]), setting, Report(options["kept"])):
+        sys.exit(HAS_TOLD)
 
 
 def setting_of(options: dict[str, Any]) -> "Setting":
@@ -97,10 +101,10 @@ def setting_of(options: dict[str, Any]) -> "Setting":
 
 
 def arguments_of(options: dict[str, Any]) -> list[str]:
-    """The command line that gives these options, but for those of a single part."""
+    """The command line that gives a part these options."""
     arguments = []
     for name, value in options.items():
-        if value is None or name in OF_A_PART:
+        if value is None or name in NOT_OF_A_PART:
             continue
         for one in value if isinstance(value, tuple) else (value,):
             arguments += [f"--{name.replace('_', '-')}", str(one)]
@@ -120,7 +124,8 @@ def _run_all(setting: "Setting", options: dict[str, Any]) -> None:
             continue
         started = time.perf_counter()
         if setting.has_gpu:
-            run_isolated(part, arguments, report.ceilings, options["part_seconds"], report)
+            seconds, logs = options["part_seconds"], options["logs"]
+            run_isolated(part, arguments, report.ceilings, seconds, report, logs)
         else:
             run_part(part, replace(setting, ceilings=report.ceilings), report)
         click.echo(f"{part.name}: {time.perf_counter() - started:.1f} s", err=True)

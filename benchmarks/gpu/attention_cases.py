@@ -83,7 +83,7 @@ def _prompt(
 
         return _instance(step, attend, torchs)
 
-    return Case(name, _work(setting, chunks), build, WAY, needs_gpu)
+    return Case(name, _work(setting, chunks), build, WAY, needs_gpu, is_recorded=False)
 
 
 def own_prefill(step: PagedStep) -> torch.Tensor:

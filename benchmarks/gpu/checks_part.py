@@ -22,6 +22,7 @@ def checks(setting: Setting, report: Report) -> None:
         return
     files = list(FOLDER.glob("check_*.py"))
     found = run_checks(files, setting.checks_seconds, useful_processes())
+    print(found.output)
     value = f"{found.passed} passed, {len(found.failed)} failed"
     is_met = found.is_complete and not found.failed and found.passed > 0
     report.add(name, value, "", "", TARGET, verdict(is_met))

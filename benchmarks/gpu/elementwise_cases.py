@@ -4,12 +4,12 @@ Beside them the same in plain torch, operation by operation. All of it is bound 
 bandwidth. Next: `kernel_case.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.kernel_case import Case, Instance, relative_error
+from benchmarks.gpu.kernel_case import MOST_RECORDED, Case, Instance, relative_error
 from benchmarks.gpu.paged_step import make_step
 from benchmarks.gpu.roofline import WIDTH, Work
 from benchmarks.gpu.setting import Setting
@@ -57,7 +57,7 @@ def _norm(setting: Setting, tokens: int) -> Case:
 
     # Both are read and written.
     work = Work(4 * tokens * hidden * WIDTH)
-    return Case(f"add + RMS norm, {tokens} tokens", work, build, "add_ and rms_norm")
+    return _case(f"add + RMS norm, {tokens} tokens", tokens, work, build, "add_ and rms_norm")
 
 
 def _rotation(setting: Setting, tokens: int) -> Case:
@@ -120,7 +120,11 @@ def _activation(setting: Setting, tokens: int) -> Case:
         return Instance(ours, error, torchs)
 
     work = Work(3 * tokens * width * WIDTH)
-    return Case(f"SiLU * up, {tokens} tokens", work, build, "silu and a product")
+    return _case(f"SiLU * up, {tokens} tokens", tokens, work, build, "silu and a product")
+
+
+def _case(name: str, tokens: int, work: Work, build: Callable[[], Instance], way: str) -> Case:
+    return Case(name, work, build, way, is_recorded=tokens <= MOST_RECORDED)
 
 
 def _at(cache: CachedVectors, slots: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,13 @@ Beside them torch's `grouped_mm`, which wants its rows sorted before. The sizes 
 those of Qwen3 30B-A3B. Next: `kernel_case.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.kernel_case import Case, Instance, relative_error
+from benchmarks.gpu.kernel_case import MOST_RECORDED, Case, Instance, relative_error
 from benchmarks.gpu.roofline import WIDTH, Work
 from benchmarks.gpu.setting import Setting
 from serving.kernels.expert_choice import ExpertMatmuls
@@ -58,7 +58,7 @@ def _gather(setting: Setting, name: str, tokens: int) -> Case:
             lambda: torchs.gather(given.x, sorted_by_torch),
         )
 
-    return Case(name, _work(setting, tokens, tokens, inputs, outputs), build, WAY)
+    return _case(name, tokens, _work(setting, tokens, tokens, inputs, outputs), build)
 
 
 def _scatter(setting: Setting, name: str, tokens: int) -> Case:
@@ -84,7 +84,11 @@ def _scatter(setting: Setting, name: str, tokens: int) -> Case:
             lambda: torchs.scatter(given.x, sorted_by_torch, given.factors),
         )
 
-    return Case(name, _work(setting, tokens, pairs, inputs, outputs), build, WAY)
+    return _case(name, tokens, _work(setting, tokens, pairs, inputs, outputs), build)
+
+
+def _case(name: str, tokens: int, work: Work, build: Callable[[], Instance]) -> Case:
+    return Case(name, work, build, WAY, is_recorded=tokens <= MOST_RECORDED)
 
 
 def _ways(setting: Setting, weight: torch.Tensor) -> tuple[ExpertMatmul, ExpertMatmul]:

@@ -19,6 +19,7 @@ from benchmarks.gpu.roofline import closed_loop_rate
 from benchmarks.gpu.setting import HttpLoad, Setting
 from benchmarks.own_server import own_server
 from benchmarks.results_page import verdict
+from benchmarks.server_log import read_log
 from serving.benchmark.load import Server
 from serving.benchmark.measures import Level, LevelReport, Percentiles
 from serving.benchmark.prompts import PromptMaker
@@ -27,6 +28,8 @@ TARGET = 9000  # output tokens a second of Llama 3.1 8B, 256 streams of 1000 in 
 TARGET_SHAPE, TARGET_LOAD = "llama-8b", (256, 1000, 1000)
 SPARE_TOKENS = 32  # of a sequence, for those that the server adds to a prompt
 WARM_TOKENS = 16
+# Of the server's log: what it has decided by itself.
+SHOWN_LINES = ("operations: ", "kv pool: ", "recorded ", "decode steps are not", "prompt attention")
 NAMES = (
     "output tokens a second", "prompt tokens a second", "first token, p50", "first token, p99",
     "inter-token, p50", "inter-token, p99", "failed requests", "from start to ready",
@@ -51,7 +54,11 @@ def run(setting: Setting, report: Report) -> None:
         server = stack.enter_context(own_server(*server_options(model, load)))
         ready = time.perf_counter() - started
         found = measure(server.url, model, load)
+        lines = [line.message for line in read_log(server.log)]
     add_rows(setting, report, found, ready)
+    for line in lines:
+        if line.startswith(SHOWN_LINES):
+            report.remark(f"{line}.")
 
 
 def blank(setting: Setting, report: Report, reason: str = "needs a GPU") -> None:

@@ -17,7 +17,8 @@ from benchmarks.gpu.roofline import Ceilings
 from benchmarks.gpu.sections import Part
 
 ROOT = Path(__file__).parent.parent.parent
-TAIL_BYTES = 2000
+TAIL_BYTES = 4000
+HAS_TOLD = 3  # exit code of a part whose report says how it failed
 PATIENCE = 70.0  # seconds: a server is given a minute to end
 
 
@@ -27,10 +28,16 @@ def run_isolated(
     ceilings: Ceilings | None,
     seconds: float,
     report: Report,
+    logs: Path | None = None,
 ) -> None:
-    """Run a part with the options of the command line; its tables are added to the report."""
+    """Run a part with the options of the command line; its tables are added to the report.
+
+    `logs`: folder for what it prints; the end of it is shown where something went wrong.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        kept, log = Path(directory, "kept.json"), Path(directory, "log")
+        folder = logs or Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept, log = Path(directory, "kept.json"), folder / f"{part.name}.log"
         command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
         command += ["--part", part.name, "--kept", str(kept)]
         if ceilings is not None:
@@ -42,12 +49,13 @@ def run_isolated(
             return
         if not kept.exists():
             report.begin(part.name)
-        report.remark(f"**{part.name} {fault}**.")
+        if fault:
+            report.remark(f"**{part.name} {fault}**.")
         sys.stderr.write(log.read_bytes()[-TAIL_BYTES:].decode(errors="replace"))
 
 
 def _run(command: Sequence[str], log: Path, seconds: float) -> str | None:
-    """What went wrong; None: nothing."""
+    """What went wrong, empty if the report has told it; None: nothing."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -57,6 +65,8 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> str | None:
         except subprocess.TimeoutExpired:
             _end(process)
             return f"was not done within {seconds:.0f} s"
+    if code == HAS_TOLD:
+        return ""
     return None if code == 0 else f"ended with exit code {code}"
 
 

@@ -5,6 +5,7 @@ several times where a single set of it would stay in a GPU's cache: in a model, 
 of its own.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ COLUMNS = (
 )  # fmt: skip
 TARGET_ERROR = 1e-2  # relative to the norm of the result in float32
 MOST_INSTANCES = 32
+MOST_RECORDED = 512  # tokens of a step that the engine records
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Case:
     way: str  # what `torchs` calls
     needs_gpu: bool = False
     is_judged: bool = True  # false: it rounds activations too
+    is_recorded: bool = True  # as decode steps are in the engine, and prompts are not
 
 
 def measure(case: Case, setting: Setting, report: Report) -> None:
@@ -55,6 +58,7 @@ def measure(case: Case, setting: Setting, report: Report) -> None:
     except Exception as error:  # whatever a kernel, its compiler or the driver raise
         report.add(*_work_cells(case), "", "", "", "", "", "**failed**")
         report.remark(f"{case.name}: {first_line(error)}.")
+        traceback.print_exc()
     else:
         report.add(*_work_cells(case), *cells)
 
@@ -69,12 +73,14 @@ def _measured(case: Case, setting: Setting, report: Report) -> list[str]:
     instances = [case.build() for _ in range(_count(case, setting))]
     with torch.inference_mode():
         error = instances[0].error()
-    ours = _seconds([one.ours for one in instances], instances, setting)
+    ours = _seconds([one.ours for one in instances], instances, case, setting)
     try:
-        torchs = f"{_seconds([one.torchs for one in instances], instances, setting) * 1e6:.1f}"
+        seconds = _seconds([one.torchs for one in instances], instances, case, setting)
+        torchs = f"{seconds * 1e6:.1f}"
     except Exception as fault:  # as for ours, which keep their figures
         torchs = ""
         report.remark(f"torch, {case.name}: {first_line(fault)}.")
+        traceback.print_exc()
     cells = [f"{ours * 1e6:.1f}", "", "", torchs, f"{error:.1e}", ""]
     if setting.ceilings is not None:
         bound = case.work.seconds(setting.ceilings)
@@ -84,13 +90,16 @@ def _measured(case: Case, setting: Setting, report: Report) -> list[str]:
     return cells
 
 
-def _seconds(runs: Sequence[Run], instances: Sequence[Instance], setting: Setting) -> float:
+def _seconds(
+    runs: Sequence[Run], instances: Sequence[Instance], case: Case, setting: Setting
+) -> float:
     def prepare() -> None:
         for one in instances:
             if one.prepare is not None:
                 one.prepare()
 
-    return median_seconds(runs, setting.device, setting.sizes.repeats, prepare)
+    repeats = setting.sizes.repeats
+    return median_seconds(runs, setting.device, repeats, prepare, case.is_recorded)
 
 
 def _count(case: Case, setting: Setting) -> int:

@@ -30,6 +30,7 @@ class Checked:
     passed: int
     failed: list[str]  # names of the tests; of files that could not be read too
     is_complete: bool
+    output: str = ""  # all that pytest has printed
 
 
 def run_checks(files: Sequence[Path], seconds: float, processes: int) -> Checked:
@@ -45,7 +46,7 @@ def run_checks(files: Sequence[Path], seconds: float, processes: int) -> Checked
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         try:
             process.wait(seconds)
@@ -56,20 +57,19 @@ def run_checks(files: Sequence[Path], seconds: float, processes: int) -> Checked
                 os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
                 process.wait()
         output.seek(0)
-        lines = output.read().splitlines()
-    return read_outcomes(lines, is_complete=process.returncode in (0, 1))
+        return read_outcomes(output.read(), is_complete=process.returncode in (0, 1))
 
 
-def read_outcomes(lines: Sequence[str], is_complete: bool) -> Checked:
+def read_outcomes(output: str, is_complete: bool) -> Checked:
     """The outcome of each test in what pytest prints with -v, each test once."""
     outcomes: dict[str, str] = {}
-    for line in lines:
+    for line in output.splitlines():
         outcome, test = OUTCOME.search(line), TEST.search(line)
         if outcome is not None and test is not None:
             outcomes[test[1]] = outcome[1]
     counts = Counter(outcomes.values())
     failed = [name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")]
-    return Checked(counts["PASSED"], failed, is_complete)
+    return Checked(counts["PASSED"], failed, is_complete, output)
 
 
 def useful_processes() -> int:

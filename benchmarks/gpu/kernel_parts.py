@@ -24,15 +24,12 @@ NOTE = (
     f"bfloat16, relative to its norm in float32; target {TARGET_ERROR:g}."
 )
 SEED = 0
-CHOICE = "serving.kernels.gpu.prefill_choice"
+CHOICES = "serving.kernels"  # logger of all that is chosen
 
 
 def attention(setting: Setting, report: Report) -> None:
     """Decodes and prompts."""
-    with kept_lines(CHOICE) as lines:
-        _run("Attention over the paged cache", attention_cases.cases, setting, report)
-    for line in lines:
-        report.remark(f"Chosen: {line}.")
+    _run("Attention over the paged cache", attention_cases.cases, setting, report)
 
 
 def elementwise(setting: Setting, report: Report) -> None:
@@ -46,8 +43,8 @@ def sampling(setting: Setting, report: Report) -> None:
 
 
 def weights(setting: Setting, report: Report) -> None:
-    """Quantized matrices."""
-    _run("Quantized weights", weight_cases.cases, setting, report)
+    """Matrices."""
+    _run("Weights, plain and quantized", weight_cases.cases, setting, report)
 
 
 def experts(setting: Setting, report: Report) -> None:
@@ -65,9 +62,12 @@ def _run(
     report.begin(title, COLUMNS, NOTE)
     torch.manual_seed(SEED)
     ways: dict[str, None] = {}
-    for case in cases(setting):
-        measure(case, setting, report)
-        ways[case.way] = None
-        if setting.has_gpu:
-            torch.cuda.empty_cache()
+    with kept_lines(CHOICES) as lines:
+        for case in cases(setting):
+            measure(case, setting, report)
+            ways[case.way] = None
+            if setting.has_gpu:
+                torch.cuda.empty_cache()
     report.remark(f"torch: {'; '.join(ways)}.")
+    for line in lines:
+        report.remark(f"Log: {line}.")

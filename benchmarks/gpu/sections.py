@@ -4,6 +4,7 @@ Read by `__main__.py` and `isolation.py`. A part is a module and a function of i
 runs: no section needs what another one imports.
 """
 
+import traceback
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -55,8 +56,8 @@ def part_named(name: str) -> Part:
     return next(part for part in PARTS if part.name == name)
 
 
-def run_part(part: Part, setting: Setting, report: Report) -> None:
-    """Run it, or say what is not installed, or how it failed."""
+def run_part(part: Part, setting: Setting, report: Report) -> bool:
+    """Run it, or say what is not installed, or how it failed: then False, and all of it printed."""
     needed = requirements.of_part(part.section, part.name)
     missing = requirements.missing((*needed, *(requirements.ON_A_GPU if setting.has_gpu else ())))
     if missing:
@@ -64,7 +65,7 @@ def run_part(part: Part, setting: Setting, report: Report) -> None:
         note = f"Not installed: {', '.join(missing)}. Wheels to carry: {wheels}."
         report.begin(part.name, note=note)
         report.add_blank("all of it", reason="not measured")
-        return
+        return True
     run: RunPart = getattr(import_module(f"{PACKAGE}.{part.module}"), part.function)
     try:
         run(setting, report)
@@ -72,3 +73,6 @@ def run_part(part: Part, setting: Setting, report: Report) -> None:
         if not report.tables:
             report.begin(part.name)
         report.remark(f"**{part.name} failed**: {first_line(error)}.")
+        traceback.print_exc()
+        return False
+    return True

@@ -1,8 +1,8 @@
 """Seconds of device work: median of runs on warm code and cold data, the host's part left out.
 
-Called by the parts that time kernels and recorded steps. On a GPU the work is recorded as a CUDA
-graph, as decode steps are in the engine, and timed by events on the device, behind a write that
-empties its cache and gives the host time to launch. On a CPU it is simply run.
+Called by the parts that time kernels and recorded steps. On a GPU work is timed by events on the
+device, behind a write that empties its cache and gives the host time to launch; what the engine
+records as a CUDA graph is recorded here too. On a CPU it is simply run.
 """
 
 import statistics
@@ -22,11 +22,12 @@ def median_seconds(
     device: torch.device,
     repeats: int,
     prepare: Run | None = None,
+    is_recorded: bool = True,
 ) -> float:
     """Of one of `runs`, which do the same on different data, one after the other.
 
-    `prepare` is called before each round of them, and not timed. Raises what the work raises where
-    it waits for a GPU, which no CUDA graph can hold.
+    `prepare` is called before each round of them, and not timed. `is_recorded`: as a CUDA graph,
+    which cannot hold work that waits for the GPU.
     """
 
     def whole() -> None:
@@ -37,7 +38,8 @@ def median_seconds(
         if device.type != "cuda":
             times = [_on_host(whole, prepare) for _ in range(1 + repeats)][1:]
         else:
-            times = _on_device(recorded(whole), device, WARM_UPS + repeats, prepare)[WARM_UPS:]
+            run = recorded(whole) if is_recorded else whole
+            times = _on_device(run, device, WARM_UPS + repeats, prepare)[WARM_UPS:]
     return statistics.median(times) / len(runs)
 
 

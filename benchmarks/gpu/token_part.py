@@ -3,6 +3,8 @@
 A part of `sections.py`. Next: `token_check.py`.
 """
 
+import traceback
+
 from benchmarks.gpu import token_check
 from benchmarks.gpu.report import Report, first_line
 from benchmarks.gpu.setting import Setting
@@ -30,6 +32,7 @@ def tokens(setting: Setting, report: Report) -> None:
         except Exception as error:  # whatever the engine, a kernel or the driver raise
             report.add(model, "", "", "", TARGET, "**failed**")
             report.remark(f"{model}: {first_line(error)}.")
+            traceback.print_exc()
             continue
         same, count = token_check.equal_tokens(found, expected)
         value = f"{same} of {count}, {ops.name}"

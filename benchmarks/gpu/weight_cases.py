@@ -1,7 +1,7 @@
-"""Products with quantized weights of one layer's largest matrix, at several numbers of rows.
+"""Products with one layer's largest matrix, plain and quantized, at several numbers of rows.
 
-Beside them `F.linear` with the same matrix in bfloat16, which moves two to four times the bytes.
-Next: `kernel_case.py`.
+Plain ones are done as the engine has chosen. Beside all of them `F.linear` with the same matrix in
+bfloat16, which moves two to four times the bytes of a quantized one. Next: `kernel_case.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.kernel_case import Case, Instance, relative_error
-from benchmarks.gpu.roofline import product
+from benchmarks.gpu.roofline import WIDTH, product
 from benchmarks.gpu.setting import Setting
 from serving.kernels.codebooks import E4M3, INT4, INT8, Codebook
 from serving.kernels.coded_weight import CodedWeight
@@ -24,8 +24,11 @@ Make = Callable[[CodedWeight], Matmul]
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """All of them: weight-only, and fp8 with fp8 activations as the engine chooses it."""
-    make = weight_only if setting.has_gpu else _chosen(setting)
+    """All of them: plain, weight-only, and fp8 with fp8 activations as the engine chooses it."""
+    matmuls = Matmuls(setting.device, torch.bfloat16, setting.ops.compiled)
+    for rows in setting.sizes.weight_rows:
+        yield _plain(setting, rows, matmuls)
+    make = weight_only if setting.has_gpu else lambda weight: matmuls(weight, None)
     for book in (INT4, INT8, E4M3):
         for rows in setting.sizes.weight_rows:
             yield _case(setting, f"{book.name} weights, {rows} rows", book, rows, make)
@@ -82,7 +85,18 @@ def _case(
     return Case(name, work, build, WAY, needs_gpu, is_judged=not needs_gpu)
 
 
-def _chosen(setting: Setting) -> Make:
-    """What a CPU multiplies with."""
-    matmuls = Matmuls(setting.device, torch.bfloat16, setting.ops.compiled)
-    return lambda weight: matmuls(weight, None)
+def _plain(setting: Setting, rows: int, matmuls: Matmuls) -> Case:
+    inputs, outputs = setting.shape.hidden, 2 * setting.shape.intermediate
+
+    def build() -> Instance:
+        weight = (torch.randn(outputs, inputs, device=setting.device) / inputs**0.5).bfloat16()
+        x = torch.randn(rows, inputs, device=setting.device).bfloat16()
+        matmul = matmuls(weight, None)
+
+        def error() -> float:
+            return relative_error(matmul(x), F.linear(x.float(), weight.float()))
+
+        return Instance(lambda: matmul(x), error, lambda: F.linear(x, weight))
+
+    work = product(rows, inputs, outputs, outputs * inputs * WIDTH)
+    return Case(f"bf16 weights, {rows} rows", work, build, WAY)

@@ -70,7 +70,7 @@ def test_outcomes_are_read_in_both_forms_of_pytest() -> None:
         "ERROR tests/kernels/check_c.py",
         "=== 1 failed, 2 passed ===",
     ]
-    found = kernel_checks.read_outcomes(lines, is_complete=True)
+    found = kernel_checks.read_outcomes("\n".join(lines), is_complete=True)
     assert found.passed == 2
     assert found.failed == ["check_a.py::test_two", "check_c.py"]
 

@@ -63,6 +63,10 @@ def test_a_part_imports_no_more_than_is_said(part: Part) -> None:
     assert libraries_of("benchmarks.gpu.__main__", *modules) - said == set()
 
 
+def test_what_the_engine_is_said_to_need_it_imports() -> None:
+    assert set(requirements.ENGINE) <= libraries_of("benchmarks.gpu.engine_part")
+
+
 def test_the_command_starts_without_torch() -> None:
     """The processes of the HTTP clients read it."""
     code = "import sys; sys.modules['torch'] = None; import benchmarks.gpu.__main__"
