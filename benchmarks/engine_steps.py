@@ -26,27 +26,28 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from serving.engine import kv_cache, plan_channel, ranks
-from serving.engine.batch import RowTable
-from serving.engine.block_manager import BlockManager
+from serving.engine import plan_channel
 from serving.engine.follower import FollowerLoop
-from serving.engine.grammar_compiler import GrammarCompiler
-from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.leading_runner import LeadingRunner
 from serving.engine.life_signs import LifeSigns, Runner
-from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop
-from serving.engine.model_loader import LoadedModel, load_model
-from serving.engine.model_runner import Launched, ModelRunner, Pending, StepResult
 from serving.engine.plan import Plan
 from serving.engine.plan_channel import Command, PlanSender
-from serving.engine.ranks import Place, RankGroup
-from serving.engine.sampler import Sampler
-from serving.engine.scheduler import Scheduler
+from serving.engine.schedule.block_manager import BlockManager
+from serving.engine.schedule.grammar_compiler import GrammarCompiler
+from serving.engine.schedule.guidance import Guidance
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.start import kv_cache, ranks
+from serving.engine.start.model_loader import LoadedModel, load_model
+from serving.engine.start.ranks import Place, RankGroup
+from serving.engine.step.batch import RowTable
+from serving.engine.step.logit_rules import TokenMasks
+from serving.engine.step.model_runner import Launched, ModelRunner, Pending, StepResult
+from serving.engine.step.sampler import Sampler
+from serving.engine.step.watermark import Watermark
 from serving.engine.step_metrics import StepMetrics
-from serving.engine.watermark import Watermark
 from serving.kernels.dispatch import choose_ops
 from serving.metrics import EngineMetrics
 from serving.protocol import codec

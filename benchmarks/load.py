@@ -78,7 +78,7 @@ def load(model: Path) -> Loaded:
     """Load as the engine does, after everything that is imported or compiled only once."""
     import torch
 
-    from serving.engine.model_loader import load_model
+    from serving.engine.start.model_loader import load_model
     from serving.kernels.dispatch import choose_ops
     from serving.kernels.matmul_choice import Matmuls
     from serving.layers.parallel import SINGLE

@@ -245,7 +245,7 @@ def _loaded(path: Path, flag: str) -> "tuple[Bench, int, int]":
     import torch
 
     from benchmarks.engine_steps import Bench, silent_reports
-    from serving.engine.model_loader import load_model
+    from serving.engine.start.model_loader import load_model
     from serving.kernels.dispatch import choose_ops
     from serving.kernels.matmul_choice import Matmuls
     from serving.layers.parallel import SINGLE

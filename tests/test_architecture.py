@@ -19,6 +19,8 @@ FORBIDDEN = {
                       "serving.quant", "serving.kernels", "serving.launcher"},
     "serving.engine": {"flask", "gevent", "gunicorn", "tokenizers", "serving.front",
                        "serving.launcher"},
+    "serving.engine.step": {"serving.engine.schedule", "serving.engine.start"},
+    "serving.engine.schedule": {"serving.engine.start"},
     "serving.models": {"flask", "gevent", "gunicorn", "serving.front", "serving.engine",
                        "serving.launcher"},
     "serving.models.spec": HEAVY,

@@ -1,8 +1,8 @@
 """A model of random weights that exists on the device alone: no checkpoint is written or read.
 
 Made for the parts that run the engine in this process. Comes in: a shape of `make_model.py`. Goes
-out: a `LoadedModel`, as `engine/model_loader.py` makes it of a checkpoint; the decoder, its spec
-and its products are the engine's own. Next: `engine_rig.py`.
+out: a `LoadedModel`, as `engine/start/model_loader.py` makes it of a checkpoint; the decoder, its
+spec and its products are the engine's own. Next: `engine_rig.py`.
 """
 
 import math
@@ -11,9 +11,9 @@ from typing import cast
 import torch
 
 from benchmarks.make_model import WEIGHT_DEVIATION, Shape, make_config
-from serving.engine.decoder_loader import kv_shape
-from serving.engine.loaded_weights import limit_threads
-from serving.engine.model_loader import LoadedModel
+from serving.engine.start.decoder_loader import kv_shape
+from serving.engine.start.loaded_weights import limit_threads
+from serving.engine.start.model_loader import LoadedModel
 from serving.kernels.coded_weight import Weight
 from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps

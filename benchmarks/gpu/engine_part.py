@@ -26,7 +26,11 @@ LEAST_SINGLE, LEAST_BATCH, LEAST_PROMPT = 0.8, 0.7, 0.6  # of the bounds
 MOST_IDLE = 0.05  # of the GPU's time
 IDLE_TARGET = f"< {MOST_IDLE:.0%}"
 SPARE_TOKENS = 64  # of a sequence, for steps that are not counted
-LOGGERS = ("serving.kernels", "serving.engine.decode_graphs", "serving.engine.graph_sizes")
+LOGGERS = (
+    "serving.kernels",
+    "serving.engine.step.decode_graphs",
+    "serving.engine.start.graph_sizes",
+)
 HOST_PARTS = ("schedule", "launch", "choose", "complete", "reply")
 STEPS_NOTE = (
     "Each step is launched before the tokens of the one ahead are read. GPU alone: a recorded "

@@ -12,15 +12,15 @@ import torch
 
 from benchmarks.gpu.drawn_model import BLOCK_SIZE
 from benchmarks.gpu.timing import back_to_back, wait_for
-from serving.engine import warm_up
-from serving.engine.batch import RowTable
-from serving.engine.decode_graphs import CudaRecorder, DecodeGraphs, SparePlace
-from serving.engine.graph_sizes import recorded_sizes
-from serving.engine.model_loader import LoadedModel
-from serving.engine.model_runner import ModelRunner, Pending
 from serving.engine.plan import Admission, Plan
-from serving.engine.sampler import Sampler
-from serving.engine.watermark import Watermark
+from serving.engine.start import warm_up
+from serving.engine.start.graph_sizes import recorded_sizes
+from serving.engine.start.model_loader import LoadedModel
+from serving.engine.step.batch import RowTable
+from serving.engine.step.decode_graphs import CudaRecorder, DecodeGraphs, SparePlace
+from serving.engine.step.model_runner import ModelRunner, Pending
+from serving.engine.step.sampler import Sampler
+from serving.engine.step.watermark import Watermark
 from serving.protocol.messages import Limits
 from serving.protocol.params import SamplingParams, StopParams
 

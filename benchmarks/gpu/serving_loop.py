@@ -14,18 +14,18 @@ from prometheus_client import CollectorRegistry
 from benchmarks.engine_steps import MemoryMailbox, silent_reports
 from benchmarks.gpu.drawn_model import BLOCK_SIZE
 from benchmarks.gpu.engine_rig import WARM_STEPS, Rig
-from serving.engine import warm_up
-from serving.engine.block_manager import BlockManager
-from serving.engine.grammar_compiler import GrammarCompiler
-from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.life_signs import LifeSigns, Runner
-from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop
 from serving.engine.mailbox import Mailbox
-from serving.engine.model_runner import Launched, Pending, StepResult
 from serving.engine.plan import Plan
-from serving.engine.scheduler import Scheduler
+from serving.engine.schedule.block_manager import BlockManager
+from serving.engine.schedule.grammar_compiler import GrammarCompiler
+from serving.engine.schedule.guidance import Guidance
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.start import warm_up
+from serving.engine.step.logit_rules import TokenMasks
+from serving.engine.step.model_runner import Launched, Pending, StepResult
 from serving.engine.step_metrics import StepMetrics, StepTimes
 from serving.metrics import EngineMetrics
 from serving.protocol.messages import Delta, EngineInfo, Generate

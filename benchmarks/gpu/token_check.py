@@ -15,7 +15,7 @@ from benchmarks.engine_steps import silent_reports
 from benchmarks.gpu.engine_rig import Rig, limits_for
 from benchmarks.gpu.serving_loop import ServingLoop
 from local_mode.tiny_model import write_checkpoint
-from serving.engine.model_loader import load_model
+from serving.engine.start.model_loader import load_model
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE
 from serving.settings import Settings

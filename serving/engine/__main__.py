@@ -50,7 +50,7 @@ def main() -> int:
 def _serve(settings: Settings, arguments: argparse.Namespace, reports: LauncherReports) -> int:
     reports.begin("import torch")
     from serving.engine import faulty, process  # slow: torch is imported here, in a named phase
-    from serving.engine.ranks import Place
+    from serving.engine.start.ranks import Place
 
     reports.begin("assignment")
     assignment = _read_assignment(arguments.assignment_fd)

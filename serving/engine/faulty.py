@@ -15,9 +15,9 @@ from typing import Never, cast
 
 import torch
 
-from serving.engine.logit_rules import TokenMasks
-from serving.engine.model_runner import Launched, ModelRunner, Pending, StepResult
 from serving.engine.plan import Admission, Plan
+from serving.engine.step.logit_rules import TokenMasks
+from serving.engine.step.model_runner import Launched, ModelRunner, Pending, StepResult
 from serving.fault import Fault
 from serving.models.causal_model import CausalModel
 

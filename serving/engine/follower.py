@@ -5,8 +5,8 @@ the plans. Next: `plan_channel.py`, `model_runner.py`.
 """
 
 from serving.engine.launcher_reports import LauncherReports
-from serving.engine.model_runner import ModelRunner
 from serving.engine.plan_channel import PlanReader
+from serving.engine.step.model_runner import ModelRunner
 
 POLL_SECONDS = 1.0  # to notice `stop()`
 

@@ -9,11 +9,11 @@ runs. Next: `guidance.py`, `scheduler.py`.
 import logging
 from collections import deque
 
-from serving.engine.guidance import Guidance
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.mailbox import Mailbox
-from serving.engine.scheduler import Scheduler
-from serving.engine.sequence import Sequence, SequenceKey
+from serving.engine.schedule.guidance import Guidance
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.schedule.sequence import Sequence, SequenceKey
 from serving.protocol.messages import Abort, CloseSession, EngineInfo, FailureKind, Generate
 
 log = logging.getLogger(__name__)

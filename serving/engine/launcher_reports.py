@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from serving.engine.sequence import SequenceKey
+from serving.engine.schedule.sequence import SequenceKey
 from serving.protocol import codec
 from serving.protocol.messages import (
     Alive,

@@ -6,10 +6,10 @@ alone samples. Next:
 `plan_channel.py`, `model_runner.py`.
 """
 
-from serving.engine.logit_rules import TokenMasks
-from serving.engine.model_runner import Launched, ModelRunner, Pending, StepResult
 from serving.engine.plan import Plan
 from serving.engine.plan_channel import Command, PlanSender
+from serving.engine.step.logit_rules import TokenMasks
+from serving.engine.step.model_runner import Launched, ModelRunner, Pending, StepResult
 
 
 class LeadingRunner:

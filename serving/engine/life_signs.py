@@ -10,9 +10,9 @@ import time
 from typing import Protocol
 
 from serving.engine.launcher_reports import LauncherReports
-from serving.engine.logit_rules import TokenMasks
-from serving.engine.model_runner import Launched, Pending, StepResult
 from serving.engine.plan import Plan
+from serving.engine.step.logit_rules import TokenMasks
+from serving.engine.step.model_runner import Launched, Pending, StepResult
 
 PROOF_SECONDS = 5.0  # without a step, until one is run for its own sake
 PROOFS_IN_A_STALL = 3  # at least: one that comes late is no stall

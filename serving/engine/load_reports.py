@@ -6,8 +6,8 @@ Rank 0, only where an engine has siblings. Used by `loop.py` after each turn. Ne
 
 import time
 
-from serving.engine.block_manager import BlockManager
 from serving.engine.mailbox import Mailbox
+from serving.engine.schedule.block_manager import BlockManager
 
 REPORT_SECONDS = 0.05  # between two reports, at least
 

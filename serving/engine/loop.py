@@ -10,16 +10,16 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 
-from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.life_signs import LifeSigns, Runner
 from serving.engine.load_reports import LoadReports
 from serving.engine.mailbox import Mailbox
-from serving.engine.model_runner import Pending
 from serving.engine.out_of_memory import is_out_of_memory
 from serving.engine.plan import Plan
-from serving.engine.scheduler import Scheduler
-from serving.engine.sequence import Sequence
+from serving.engine.schedule.guidance import Guidance
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.schedule.sequence import Sequence
+from serving.engine.step.model_runner import Pending
 from serving.engine.step_metrics import StepMetrics, StepTimes
 from serving.protocol.messages import Delta
 

@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 
 from serving.engine.plan import Plan
-from serving.engine.ranks import Place, RankGroup
+from serving.engine.start.ranks import Place, RankGroup
 from serving.errors import StartupError
 
 ADDRESS = "plans"  # key of the store: a path, or host and port

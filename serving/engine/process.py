@@ -14,13 +14,8 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from serving import fault
-from serving.engine import faulty, limits, plan_channel, ranks, warm_up
-from serving.engine.block_manager import BlockManager
-from serving.engine.decode_graphs import CudaRecorder, SparePlace
+from serving.engine import faulty, plan_channel
 from serving.engine.follower import FollowerLoop
-from serving.engine.grammar_compiler import GrammarCompiler
-from serving.engine.graph_sizes import reason_not, recorded_sizes
-from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.leading_runner import LeadingRunner
@@ -28,13 +23,19 @@ from serving.engine.life_signs import LifeSigns, Runner
 from serving.engine.load_reports import LoadReports
 from serving.engine.loop import EngineLoop
 from serving.engine.mailbox import Mailbox
-from serving.engine.model_loader import LoadedModel, load_model
-from serving.engine.model_runner import ModelRunner
-from serving.engine.ranks import Place, RankGroup
-from serving.engine.sampler import Sampler
-from serving.engine.scheduler import Scheduler
+from serving.engine.schedule.block_manager import BlockManager
+from serving.engine.schedule.grammar_compiler import GrammarCompiler
+from serving.engine.schedule.guidance import Guidance
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.start import limits, ranks, warm_up
+from serving.engine.start.graph_sizes import reason_not, recorded_sizes
+from serving.engine.start.model_loader import LoadedModel, load_model
+from serving.engine.start.ranks import Place, RankGroup
+from serving.engine.step.decode_graphs import CudaRecorder, SparePlace
+from serving.engine.step.model_runner import ModelRunner
+from serving.engine.step.sampler import Sampler
+from serving.engine.step.watermark import Watermark
 from serving.engine.step_metrics import StepMetrics
-from serving.engine.watermark import Watermark
 from serving.kernels.dispatch import choose_ops
 from serving.metrics import EngineMetrics, use_identity
 from serving.protocol.messages import Assignment, EngineInfo, Limits

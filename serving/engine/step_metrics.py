@@ -5,7 +5,7 @@ Rank 0. Called by `loop.py` once per step; the series themselves are in `serving
 
 from dataclasses import dataclass
 
-from serving.engine.scheduler import Scheduler
+from serving.engine.schedule.scheduler import Scheduler
 from serving.metrics import EngineMetrics, Method
 
 

@@ -1,7 +1,7 @@
 """What attention must know of a step, the same for every layer.
 
-Built by `engine/model_runner.py` from the plan, read by `torch_ops.py` and `compiled_ops.py`. The
-flat token axis holds one token of each decode row first, then the prefill chunks one after the
+Built by `engine/step/model_runner.py` from the plan, read by `torch_ops.py` and `compiled_ops.py`.
+The flat token axis holds one token of each decode row first, then the prefill chunks one after the
 other. A backend may leave anything finite in the rows of the padding: nobody reads them.
 """
 

@@ -1,9 +1,9 @@
 """How keys and values lie in a KV cache: as the model's own numbers, or as codes of one byte.
 
-Runs in an engine rank. `engine/kv_cache.py` allocates a `KvLayer` for each layer; the attention of
-`torch_attention.py` and `compiled_ops.py` writes and reads it. A coded number is code * scale. What
-a step has just written is attended to as later steps will read it: a sequence that is computed
-again, in other pieces, sees the same keys and values.
+Runs in an engine rank. `engine/start/kv_cache.py` allocates a `KvLayer` for each layer; the
+attention of `torch_attention.py` and `compiled_ops.py` writes and reads it. A coded number is code
+* scale. What a step has just written is attended to as later steps will read it: a sequence that is
+computed again, in other pieces, sees the same keys and values.
 """
 
 from dataclasses import dataclass

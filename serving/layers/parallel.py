@@ -1,6 +1,6 @@
 """The tensor-parallel group that a rank belongs to, passed to every layer that is sharded.
 
-Created by `engine/ranks.py`; never global. With one rank every operation is the identity.
+Created by `engine/start/ranks.py`; never global. With one rank every operation is the identity.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What the engine asks of a loaded model, whichever code computes it.
 
 Implemented by `decoder.py` (declared families) and `transformers_decoder.py` (every other
-architecture); called by `engine/model_runner.py`, once per step and rank.
+architecture); called by `engine/step/model_runner.py`, once per step and rank.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """The model that a `DecoderSpec` describes: every declared family runs through here.
 
-Built by `engine/model_loader.py` from a spec, weight names and a checkpoint; called by
-`engine/model_runner.py` once per step with a flat token axis. The layers are `blocks.py`, read by
-`block_loader.py`. No training, hence plain classes instead of `nn.Module`.
+Built by `engine/start/model_loader.py` from a spec, weight names and a checkpoint; called by
+`engine/step/model_runner.py` once per step with a flat token axis. The layers are `blocks.py`, read
+by `block_loader.py`. No training, hence plain classes instead of `nn.Module`.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """The model that an `EncoderDecoderSpec` describes: T5 and its successors.
 
-Runs in an engine rank. Built by `engine/model_loader.py`, called by `engine/model_runner.py` once
-per step with a flat token axis on which decodes and whole prompts mix. A prompt passes the encoder,
-leaves the decoder's cross-attention keys and values in the KV pool, and is never needed again.
-Next: `layers/encoder_decoder_attention.py`.
+Runs in an engine rank. Built by `engine/start/model_loader.py`, called by
+`engine/step/model_runner.py` once per step with a flat token axis on which decodes and whole
+prompts mix. A prompt passes the encoder, leaves the decoder's cross-attention keys and values in
+the KV pool, and is never needed again. Next: `layers/encoder_decoder_attention.py`.
 """
 
 from collections.abc import Callable

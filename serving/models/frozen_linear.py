@@ -1,7 +1,7 @@
 """Puts our matrix multiplication into the linear layers of a model of transformers.
 
-Used by `engine/transformers_loader.py` before the model is recorded: on a CPU, pre-packed weights
-halve the time of a decode step (`kernels/matmul.py`).
+Used by `engine/start/transformers_loader.py` before the model is recorded: on a CPU, pre-packed
+weights halve the time of a decode step (`kernels/matmul.py`).
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The scales that a checkpoint was calibrated with for an fp8 KV cache.
 
-Runs in an engine rank, at start, where the cache is fp8. Called by `engine/decoder_loader.py`. In:
-a checkpoint. Out: one scale for the keys and one for the values of each layer. Next:
-`kernels/kv_format.py`.
+Runs in an engine rank, at start, where the cache is fp8. Called by
+`engine/start/decoder_loader.py`. In: a checkpoint. Out: one scale for the keys and one for the
+values of each layer. Next: `kernels/kv_format.py`.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """What every part of a model is built with: handed from the decoder down to the loaders.
 
-Runs in an engine rank. Made by `engine/model_loader.py`, read by `decoder.py`, `block_loader.py`
-and `moe_loader.py`.
+Runs in an engine rank. Made by `engine/start/model_loader.py`, read by `decoder.py`,
+`block_loader.py` and `moe_loader.py`.
 """
 
 from dataclasses import dataclass

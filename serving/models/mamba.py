@@ -1,7 +1,8 @@
 """The model that a `MambaSpec` describes: a stack of selective state spaces, no attention.
 
-Built by `engine/mamba_loader.py` from a spec and a checkpoint; called by `engine/model_runner.py`
-once per step with a flat token axis. What a sequence has read is in its row of the state pool.
+Built by `engine/start/mamba_loader.py` from a spec and a checkpoint; called by
+`engine/step/model_runner.py` once per step with a flat token axis. What a sequence has read is in
+its row of the state pool.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Whether modelling code that comes with a checkpoint may run.
 
-Called by `engine/transformers_loader.py` before such code is imported. Comes in: the settings. Goes
-out: nothing, or a `StartupError` that says why not. A name on the Hub can point to other code
-tomorrow; a commit cannot.
+Called by `engine/start/transformers_loader.py` before such code is imported. Comes in: the
+settings. Goes out: nothing, or a `StartupError` that says why not. A name on the Hub can point to
+other code tomorrow; a commit cannot.
 """
 
 import re

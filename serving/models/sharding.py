@@ -1,7 +1,7 @@
 """Over how many ranks a model can be divided, told from its spec before anything is loaded.
 
-Called by `engine/model_loader.py` on every rank. No torch. The layers divide by the same rules:
-`layers/attention.head_ranges()` and `ShardContext.share()`. Next: `block_loader.py`.
+Called by `engine/start/model_loader.py` on every rank. No torch. The layers divide by the same
+rules: `layers/attention.head_ranges()` and `ShardContext.share()`. Next: `block_loader.py`.
 """
 
 from collections.abc import Iterator

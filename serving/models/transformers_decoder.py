@@ -1,7 +1,7 @@
 """A model that is not declared, computed by transformers' own code with our paged attention in it.
 
-Built by `engine/transformers_loader.py` from a loaded causal language model; called by
-`engine/model_runner.py` as every decoder is. At start it records how the model attends
+Built by `engine/start/transformers_loader.py` from a loaded causal language model; called by
+`engine/step/model_runner.py` as every decoder is. At start it records how the model attends
 (`attention_recorder.py`), plugs `paged_attention.py` in, and compares both (`paged_proof.py`).
 Slower than a declared family: nothing is fused.
 """

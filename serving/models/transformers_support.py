@@ -1,7 +1,8 @@
 """Which undeclared architectures transformers' code can serve, told from the config alone.
 
-Called by `engine/transformers_loader.py` before any weight is read; what only the code of the model
-can tell is found out by `transformers_decoder.py`. Raises `UnsupportedConfig` with the reason.
+Called by `engine/start/transformers_loader.py` before any weight is read; what only the code of the
+model can tell is found out by `transformers_decoder.py`. Raises `UnsupportedConfig` with the
+reason.
 """
 
 from pathlib import Path

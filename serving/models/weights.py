@@ -1,6 +1,6 @@
 """A checkpoint by tensor names: checked against the spec, read in slices, placed on the device.
 
-Runs in an engine rank. `engine/model_loader.py` opens a `Checkpoint` and `check()`s it,
+Runs in an engine rank. `engine/start/model_loader.py` opens a `Checkpoint` and `check()`s it,
 `models/decoder.py` pulls its tensors from it through `layers/linear.py`. A rank touches only the
 bytes that it keeps. Matrices that the checkpoint holds quantized are read by their scheme
 (`serving/quant/`), others are quantized here if that was asked for. Only safetensors and GGUF: no

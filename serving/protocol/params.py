@@ -1,7 +1,8 @@
 """Sampling, stopping and grammar of one sequence, as they cross the wire.
 
-Built by `front/validation.py`, read by `engine/sampler.py`, `engine/logit_rules.py` and
-`engine/sequence.py`. Imports msgspec only. Values are already validated: the engine trusts them.
+Built by `front/validation.py`, read by `engine/step/sampler.py`, `engine/step/logit_rules.py` and
+`engine/schedule/sequence.py`. Imports msgspec only. Values are already validated: the engine trusts
+them.
 """
 
 from typing import Literal

@@ -1,6 +1,6 @@
 """Which quantization a model comes with or is to get, from its files and `--quantize`.
 
-Runs in an engine rank, before weights are read; called by `engine/model_loader.py`. In:
+Runs in an engine rank, before weights are read; called by `engine/start/model_loader.py`. In:
 `config.json` and the setting. Out: a `Quantization`, or a `StartupError` for schemes that are not
 known and for a flag that contradicts the files. Next: `methods.py`, `online.py`.
 """

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu import engine_rig, kernel_checks, roofline, timing, token_check
 from benchmarks.gpu.drawn_model import DrawnTensors, draw_model
 from benchmarks.make_model import SHAPES
-from serving.engine.decode_graphs import Replay
+from serving.engine.step.decode_graphs import Replay
 from serving.kernels.torch_ops import TorchOps
 
 CPU = torch.device("cpu")

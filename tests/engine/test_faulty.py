@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from serving.engine import faulty
-from serving.engine.batch import RowTable
-from serving.engine.model_runner import ModelRunner
 from serving.engine.plan import Admission, Plan
+from serving.engine.step.batch import RowTable
+from serving.engine.step.model_runner import ModelRunner
 from serving.fault import of_rank, parse
 from serving.protocol.params import SamplingParams, StopParams
 

@@ -8,9 +8,9 @@ import pytest
 
 from serving.engine.follower import FollowerLoop
 from serving.engine.leading_runner import LeadingRunner
-from serving.engine.model_runner import StepResult
 from serving.engine.plan import Choice, Plan
 from serving.engine.plan_channel import PlanReader, PlanSender
+from serving.engine.step.model_runner import StepResult
 
 
 class FakeRunner:

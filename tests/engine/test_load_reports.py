@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from serving.engine import load_reports
-from serving.engine.block_manager import BlockManager
 from serving.engine.load_reports import LoadReports
+from serving.engine.schedule.block_manager import BlockManager
 
 TOKENS = list(range(9))  # two full blocks of four
 

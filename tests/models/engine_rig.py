@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from sequence_rig import BLOCK_SIZE, CPU, SequenceRig
 
-from serving.engine import decoder_loader, kv_cache
-from serving.engine.model_files import read_config
+from serving.engine.start import decoder_loader, kv_cache
+from serving.engine.start.model_files import read_config
 from serving.kernels.kv_format import stored_dtype
 from serving.kernels.matmul_choice import Matmuls
 from serving.kernels.torch_ops import TorchOps

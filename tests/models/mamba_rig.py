@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from sequence_rig import BLOCK_SIZE, CPU, SequenceRig
 
-from serving.engine import kv_cache
-from serving.engine.mamba_loader import TRAITS, load_mamba, state_shape
-from serving.engine.model_files import read_config, read_spec
 from serving.engine.plan import Plan
+from serving.engine.start import kv_cache
+from serving.engine.start.mamba_loader import TRAITS, load_mamba, state_shape
+from serving.engine.start.model_files import read_config, read_spec
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.mamba import Mamba

@@ -17,11 +17,12 @@ import seq2seq_rig
 import torch
 from sequence_rig import CPU, SequenceRig
 
-from serving.engine import plan_channel, ranks
+from serving.engine import plan_channel
 from serving.engine.leading_runner import LeadingRunner
 from serving.engine.plan import Plan
 from serving.engine.plan_channel import Command, PlanReader, PlanSender
-from serving.engine.ranks import Place
+from serving.engine.start import ranks
+from serving.engine.start.ranks import Place
 from serving.kernels.dispatch import choose_ops
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from sequence_rig import BLOCK_SIZE, CPU, SequenceRig
 
-from serving.engine import kv_cache
-from serving.engine.kv_cache import KvShape
-from serving.engine.model_files import read_config, read_spec
 from serving.engine.plan import Plan
-from serving.engine.seq2seq_loader import load_encoder_decoder, read_traits
+from serving.engine.start import kv_cache
+from serving.engine.start.kv_cache import KvShape
+from serving.engine.start.model_files import read_config, read_spec
+from serving.engine.start.seq2seq_loader import load_encoder_decoder, read_traits
 from serving.kernels.kv_format import stored_dtype
 from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import SINGLE, ShardContext

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from serving.engine.batch import RowTable
-from serving.engine.block_manager import BlockManager
-from serving.engine.model_runner import ModelRunner, Pending, Share
 from serving.engine.plan import Plan
-from serving.engine.sampler import Sampler
-from serving.engine.scheduler import Scheduler
-from serving.engine.sequence import Sequence
-from serving.engine.watermark import Watermark
+from serving.engine.schedule.block_manager import BlockManager
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.schedule.sequence import Sequence
+from serving.engine.step.batch import RowTable
+from serving.engine.step.model_runner import ModelRunner, Pending, Share
+from serving.engine.step.sampler import Sampler
+from serving.engine.step.watermark import Watermark
 from serving.kernels.matmul import padded_rows
 from serving.kernels.torch_ops import TorchOps
 from serving.models.causal_model import CausalModel, SequenceTraits

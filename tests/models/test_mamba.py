@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from local_mode.tiny_variants_mamba import VARIANTS, write_checkpoint
-from serving.engine.model_files import read_spec
+from serving.engine.start.model_files import read_spec
 from serving.errors import StartupError
 from serving.kernels import cpu_ops
 from serving.kernels.compiled_ops import CompiledOps

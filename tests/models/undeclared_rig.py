@@ -3,8 +3,8 @@
 import torch
 from sequence_rig import BLOCK_SIZE, CPU, SequenceRig
 
-from serving.engine import kv_cache
-from serving.engine.kv_cache import KvShape
+from serving.engine.start import kv_cache
+from serving.engine.start.kv_cache import KvShape
 from serving.kernels.kv_format import stored_dtype
 from serving.kernels.torch_ops import TorchOps
 from serving.models.causal_model import SequenceTraits

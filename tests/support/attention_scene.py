@@ -2,8 +2,8 @@
 
 import torch
 
-from serving.engine import kv_cache
-from serving.engine.kv_cache import KvShape
+from serving.engine.start import kv_cache
+from serving.engine.start.kv_cache import KvShape
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.kernels.kv_format import CachedVectors
 from serving.kernels.torch_ops import HeadLayout

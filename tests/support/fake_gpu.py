@@ -69,8 +69,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
         gpu.launch(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options)
 
     for module in UPLOADING:
-        monkeypatch.setattr(f"serving.engine.{module}.upload", gpu.upload)
-    monkeypatch.setattr("serving.engine.model_runner.Download", Download)
+        monkeypatch.setattr(f"serving.engine.step.{module}.upload", gpu.upload)
+    monkeypatch.setattr("serving.engine.step.model_runner.Download", Download)
     # Loading may read: it looks for numbers that are none.
     monkeypatch.setattr("serving.models.weights.Checkpoint._warn_unless_finite", lambda *_: None)
     monkeypatch.setattr("serving.kernels.gpu.ops.processors", lambda _: PROCESSORS)

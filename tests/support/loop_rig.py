@@ -9,17 +9,17 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from serving.engine.block_manager import BlockManager
-from serving.engine.grammar_compiler import GrammarCompiler
-from serving.engine.guidance import Guidance
 from serving.engine.intake import Intake
 from serving.engine.launcher_reports import LauncherReports
 from serving.engine.life_signs import LifeSigns
-from serving.engine.logit_rules import TokenMasks
 from serving.engine.loop import EngineLoop
-from serving.engine.model_runner import StepResult
 from serving.engine.plan import Choice, Plan
-from serving.engine.scheduler import Scheduler
+from serving.engine.schedule.block_manager import BlockManager
+from serving.engine.schedule.grammar_compiler import GrammarCompiler
+from serving.engine.schedule.guidance import Guidance
+from serving.engine.schedule.scheduler import Scheduler
+from serving.engine.step.logit_rules import TokenMasks
+from serving.engine.step.model_runner import StepResult
 from serving.engine.step_metrics import StepMetrics
 from serving.metrics import EngineMetrics
 from serving.protocol.codec import decode_to_launcher

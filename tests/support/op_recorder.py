@@ -12,11 +12,11 @@ from device_reads import waits, why_it_waits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from serving.engine.decode_graphs import Replay
+from serving.engine.step.decode_graphs import Replay
 
 
 class OpRecorder:
-    """See `serving.engine.decode_graphs.Recorder`."""
+    """See `serving.engine.step.decode_graphs.Recorder`."""
 
     def __init__(self) -> None:
         self.replays = 0

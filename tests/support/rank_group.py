@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from serving.engine import plan_channel, ranks
+from serving.engine import plan_channel
 from serving.engine.plan import Plan
 from serving.engine.plan_channel import Command
-from serving.engine.ranks import Place
+from serving.engine.start import ranks
+from serving.engine.start.ranks import Place
 from serving.errors import StartupError
 from serving.kernels.dispatch import choose_ops
 from serving.layers import parallel

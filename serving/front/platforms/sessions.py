@@ -3,7 +3,7 @@
 Runs in the front. Comes in: the session id in the headers of an invocation, and bodies that open or
 close a session. Goes out: answers to these, and for other requests a `Session` in `flask.g`, which
 `handling.py` gives to their sequences: the engine keeps what it has computed of the last one. Next:
-`session_table.py`; `engine/session_pins.py`.
+`session_table.py`; `engine/schedule/session_pins.py`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """The best id of each row of logits and its log-probability, on GPUs.
 
-Logits in, ids and log-probabilities out, for `engine/sampler.py`. The vocabulary is split over
+Logits in, ids and log-probabilities out, for `engine/step/sampler.py`. The vocabulary is split over
 programs, so that a single row fills a device; a second launch joins the parts in a fixed order. The
 size of a part never changes, so a row's result does not depend on the batch.
 """

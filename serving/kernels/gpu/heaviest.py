@@ -1,6 +1,6 @@
 """Filters of a distribution on GPUs without sorting: ids stay whose better ones weigh too little.
 
-Scores of the sampled rows in, for `engine/sampler.py`; those of filtered ids become -inf. One
+Scores of the sampled rows in, for `engine/step/sampler.py`; those of filtered ids become -inf. One
 program has a row: it searches the key from which ids stay, three candidates at a time, adding up
 the weights above each in a fixed order while the row stays in the cache. So a row's result does not
 depend on the batch, and the host waits for nothing. The definitions: `kernels/filters.py`.

@@ -1,8 +1,8 @@
 """Chooses at start how sums between the GPUs of one machine are made: proved, timed, agreed upon.
 
-Called by `engine/ranks.py`, on all ranks at once. A way must give the right sums, and the same bits
-on every rank; then the one whose slowest rank is fastest serves sums of its size, if NCCL is not
-faster still. One line of the log says what was chosen, and why the others were not. Next:
+Called by `engine/start/ranks.py`, on all ranks at once. A way must give the right sums, and the
+same bits on every rank; then the one whose slowest rank is fastest serves sums of its size, if NCCL
+is not faster still. One line of the log says what was chosen, and why the others were not. Next:
 `symmetric_sums.py`.
 """
 

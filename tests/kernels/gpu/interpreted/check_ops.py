@@ -12,9 +12,9 @@ from engine_rig import Rig, load_decoder
 from sequence_rig import BLOCK_SIZE
 
 from local_mode.tiny_model import write_checkpoint
-from serving.engine.decode_graphs import CudaRecorder, Replay, SparePlace
-from serving.engine.model_runner import Launched, Pending
 from serving.engine.plan import Plan
+from serving.engine.step.decode_graphs import CudaRecorder, Replay, SparePlace
+from serving.engine.step.model_runner import Launched, Pending
 from serving.kernels.gpu import proof
 from serving.kernels.gpu.ops import TritonOps
 from serving.kernels.torch_ops import TorchOps
