@@ -209,14 +209,15 @@ def _own(sample: Sample) -> Callable[[], None]:
 def _starts(batch: AttentionBatch) -> tuple[torch.Tensor, int]:
     """First tokens of the chunks and their end, int32, without the decodes; tokens of the longest.
 
-    Made once a step.
+    Made by the first layer of a step.
     """
-    lengths = [chunk.stop - chunk.start for chunk in batch.chunks]
     if "starts of chunks" not in batch.memo:
-        own = torch.tensor([0, *(chunk.stop - batch.num_decodes for chunk in batch.chunks)])
-        host = own.to(torch.int32)
-        if batch.positions.is_cuda:
-            host = host.pin_memory()
-        there = host.to(batch.positions.device, non_blocking=True)
-        batch.memo["starts of chunks"] = there
-    return batch.memo["starts of chunks"], max(lengths)
+        device = batch.positions.device
+        starts = torch.tensor(
+            [0, *(chunk.stop - batch.num_decodes for chunk in batch.chunks)],
+            dtype=torch.int32,
+            pin_memory=device.type == "cuda",
+        )
+        batch.memo["starts of chunks"] = starts.to(device, non_blocking=True)
+    longest = max(chunk.stop - chunk.start for chunk in batch.chunks)
+    return batch.memo["starts of chunks"], longest
