@@ -3,7 +3,8 @@
 Runs in an engine rank while weights are loaded; handed to the layers as their `MatmulFactory`. A
 way to multiply with quantized weights is proved before it is used (`matmul_proof.py`). What was
 passed over is logged with the reason, once for each kind of weight. Next: `matmul.py`,
-`coded_matmul.py`; `expert_choice.py` for the experts of a mixture.
+`coded_matmul.py`; `expert_choice.py` for the experts of a mixture, `gpu/row_choice.py` for few
+rows on a GPU.
 """
 
 import logging
@@ -25,7 +26,7 @@ Candidate = tuple[str, CodedMatmulClass]
 class Matmuls:
     """Makes multiplications for one device and activations of one type.
 
-    `compiled`: whether the compiled CPU operations are there.
+    `compiled`: whether custom kernels may be used, and those of a CPU are there.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
@@ -49,7 +50,7 @@ class Matmuls:
     @property
     def packs(self) -> bool:
         """Whether plain weights are brought into another form."""
-        return self._plain is not PlainMatmul
+        return self._device.type == "cpu" and self._plain is not PlainMatmul
 
     def padded_rows(self, rows: int) -> int:
         """Row count to which the rows of a step are padded."""
@@ -79,7 +80,9 @@ class Matmuls:
 def plain_matmul_class(
     device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> Callable[[torch.Tensor, torch.Tensor | None], Matmul]:
-    """Class of the fastest `Matmul` on plain weights that this device runs for this type."""
+    """What makes the fastest `Matmul` on plain weights that this device runs for this type."""
+    if device.type == "cuda" and compiled:
+        return _gpu_plain(device, dtype)
     if device.type != "cpu":
         return PlainMatmul
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -92,6 +95,18 @@ def plain_matmul_class(
     if compiled and dtype in NARROW:
         return cpu.CompiledHalfMatmul
     return PlainMatmul
+
+
+def _gpu_plain(
+    device: torch.device, dtype: torch.dtype
+) -> Callable[[torch.Tensor, torch.Tensor | None], Matmul]:
+    """Our kernel for few rows, where it is faster. It needs triton."""
+    try:
+        from serving.kernels.gpu.row_choice import RowMatmuls
+    except ImportError as error:
+        log.warning("no triton kernel for few rows: %s", error)
+        return PlainMatmul
+    return PlainMatmul if RowMatmuls.reason_not(dtype, device) else RowMatmuls()
 
 
 def _candidates(device: torch.device, compiled: bool, rounds: bool) -> Iterator[Candidate]:

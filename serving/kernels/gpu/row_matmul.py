@@ -26,7 +26,7 @@ class RowTile:
     """How a program reads weights: so many `outputs`, a step of inputs at a time.
 
     `stages`: 1: a step's loads go to registers, all at once; the row comes from the first cache.
-    More: steps are copied to shared memory, `stages` - 1 of them ahead; the row comes from L2.
+    More: steps are copied to shared memory, up to `stages` - 1 at once; the row comes from L2.
     """
 
     outputs: int

@@ -16,7 +16,8 @@ from gpu_build import POINTERS, build
 from serving.kernels.gpu import row_matmul
 from serving.kernels.gpu.row_matmul import COLUMNS, TILES, VECTOR, WARPS, RowTile
 
-PROGRAMS = {1: 8, 2: 5, 4: 3}  # of a processor at once, as far as its registers go; by rows
+# Of a processor at once, as far as its registers go: by rows; where memory allows no more.
+PROGRAMS, COPYING_PROGRAMS = {1: 8, 2: 4, 4: 3}, 4
 EVERY_TILE = pytest.mark.parametrize(
     ("rows", "tile"),
     [(rows, tile) for rows, tiles in TILES.items() for tile in tiles],
@@ -50,7 +51,7 @@ def build_rows(
 
 def loop_of(ptx: str) -> str:
     """What is between the label of the only loop and the jump back to it."""
-    (label,) = re.findall(r"^(\$L__BB\d+_\d+):[^\n]*\n\s*// +=>This Inner Loop Header", ptx, re.M)
+    (label,) = re.findall(r"^(\$L__BB\d+_\d+):[^:]*=>This Inner Loop Header", ptx, re.M)
     behind = ptx[ptx.index(f"{label}:") :]
     found = re.search(rf"bra(?:\.uni)?\s+{re.escape(label)};", behind)
     assert found is not None
@@ -77,7 +78,8 @@ def test_loads_of_16_bytes_and_no_spills(
     report = capsys.readouterr().out
     assert "0 bytes spill stores, 0 bytes spill loads" in report
     (registers,) = re.findall(r"Used (\d+) registers", report)
-    assert int(registers) <= 65536 // (PROGRAMS[rows] * WARPS * 32)
+    programs = PROGRAMS[rows] if tile.stages == 1 else COPYING_PROGRAMS
+    assert int(registers) <= 65536 // (programs * WARPS * 32)
     step = tile.outputs + rows
     if tile.stages == 1:
         loop = loop_of(ptx)
