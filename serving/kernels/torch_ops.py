@@ -45,7 +45,7 @@ class TorchOps:
     """Every operation of a decoder layer that is not a matrix multiplication with weights."""
 
     name = "torch"
-    compiled = False  # whether the compiled CPU operations are there
+    compiled = False  # whether products may be compiled ones too, which the device then has
     # Whether a GPU can record them: their work depends on numbers that stay the same.
     is_capturable = False
 

@@ -31,6 +31,7 @@ class TritonOps(TorchOps):
     def __init__(self, device: torch.device) -> None:
         """`device`: a GPU, or the CPU where triton's interpreter runs."""
         self._device = device
+        self.compiled = device.type == "cuda"
         self._processors = processors(device)
         self._libraries = candidates() if device.type == "cuda" else []
         self._chosen: dict[object, PrefillLibrary | None] = {}
