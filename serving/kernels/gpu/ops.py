@@ -23,7 +23,7 @@ from serving.kernels.torch_ops import HeadLayout, TorchOps
 
 
 class TritonOps(TorchOps):
-    """Every operation of a decoder, in one or two launches each; T5's and Mamba's own are torch's."""
+    """Operations of a decoder, in one or two launches each; T5's and Mamba's own are torch's."""
 
     name = "triton"
     is_capturable = True
