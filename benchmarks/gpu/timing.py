@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from serving.kernels.gpu import recording
+
 Run = Callable[[], object]
 WARM_UPS = 3
 FLUSHED = 256 * 2**20  # bytes, several times a GPU's cache
@@ -45,16 +47,8 @@ def median_seconds(
 
 def recorded(run: Run) -> Run:
     """A CUDA graph of `run`, after one run beside it that builds kernels."""
-    current = torch.cuda.current_stream()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        run()
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    recording.run_beside(run)
+    return recording.recorded(run)[1]
 
 
 def back_to_back(run: Run, device: torch.device, count: int) -> float:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from serving.kernels.coded_weight import CodedWeight, Weight, can_join, join
 from serving.kernels.expert_matmul import ExpertMatmul, GroupedExperts
+from serving.kernels.first_line import first_line
 from serving.kernels.matmul_proof import (
     PROOF_GROUP,
     PROOF_OUTPUTS,
@@ -23,7 +24,6 @@ from serving.kernels.matmul_proof import (
     expected_product,
     kind_of,
     sample,
-    short,
 )
 from serving.kernels.stacked_weight import StackedWeight
 
@@ -146,7 +146,7 @@ def fault_of(
             if fault is not None:
                 return f"its result for {len(case.x)} tokens {fault}"
     except Exception as error:  # whatever a library raises where it cannot
-        return short(error)
+        return first_line(error)
     return None
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from serving.kernels.coded_matmul import round_trip_int8
 from serving.kernels.coded_weight import CodedWeight
+from serving.kernels.first_line import first_line
 from serving.kernels.matmul import Matmul
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -52,7 +53,7 @@ def fault_of(
             if fault is not None:
                 return f"its result for {len(x)} rows {fault}"
     except Exception as error:  # whatever a library raises where it cannot
-        return short(error)
+        return first_line(error)
     return None
 
 
@@ -69,11 +70,6 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> str | None:
     if error < (NARROW_TOLERANCE if found.dtype in NARROW else TOLERANCE):
         return None
     return f"is off by {error:.1e}"
-
-
-def short(error: Exception) -> str:
-    """The first line of what a library says."""
-    return str(error).strip().splitlines()[0][:120] if str(error) else type(error).__name__
 
 
 def sample(like: CodedWeight) -> CodedWeight:

@@ -21,6 +21,7 @@ from serving.engine.step.batch import StepArrays
 from serving.engine.step.device_copy import upload
 from serving.engine.step.step_inputs import known_ids
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.gpu.recording import recorded, run_beside
 from serving.models.causal_model import CausalModel
 
 log = logging.getLogger(__name__)
@@ -42,16 +43,8 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Replay]:
         """See `Recorder`. The first run builds kernels, which cannot be recorded."""
-        current = torch.cuda.current_stream()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            run()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = run()
-        return result, graph.replay
+        run_beside(run)
+        return recorded(run, self._pool)
 
 
 @dataclass(frozen=True)

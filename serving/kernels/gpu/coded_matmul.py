@@ -18,7 +18,6 @@ from serving.kernels.gpu import tiles
 from serving.kernels.gpu.decoding import weights
 from serving.kernels.gpu.device import OLDEST, processors, reason_not_on
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 COMPUTED = (INT4, INT8, E4M3, E5M2)  # codes that `decoding.py` has formulas for
 SUM_SIZE = 1024  # numbers that a program of `_sum_kernel` makes
 

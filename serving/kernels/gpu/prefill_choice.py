@@ -16,7 +16,9 @@ import torch
 
 from serving.kernels import reference
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
+from serving.kernels.first_line import first_line
 from serving.kernels.gpu.flash_prefill import PrefillLibrary
+from serving.kernels.gpu.recording import device_seconds
 from serving.kernels.kv_format import CachedVectors, KvLayer, format_of
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout
@@ -77,18 +79,7 @@ class PrefillChoice:
 def event_seconds(run: Callable[[], None]) -> float:
     """Median of some runs on the current CUDA device."""
     run()
-    times: list[float] = []
-    for _ in range(TIMED_RUNS):
-        began, ended = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        began.record()
-        run()
-        ended.record()
-        torch.cuda.synchronize()
-        times.append(began.elapsed_time(ended) / 1000)
-    return statistics.median(times)
+    return statistics.median(device_seconds(run) for _ in range(TIMED_RUNS))
 
 
 def choose(
@@ -178,7 +169,7 @@ def _fault(way: Own, shape: PrefillShape, rule: ScoreRule, device: torch.device)
         way(sample)()
         found = sample.out.cpu().double()
     except Exception as error:  # whatever a library raises where it cannot
-        return _first_line(error)
+        return first_line(error)
     expected = _expected(sample, shape).double()
     off = float((found - expected).norm() / expected.norm())
     return None if off <= TOLERANCE else f"its result is off by {off:.1e}"
@@ -211,7 +202,7 @@ def _times(
         try:
             times[name] = seconds_of(way(sample))
         except Exception as error:  # such as too little memory
-            faults[name] = _first_line(error)
+            faults[name] = first_line(error)
     return times
 
 
@@ -223,7 +214,3 @@ def _log(
     measured = ", ".join(f"{name} {seconds * 1000:.2f} ms" for name, seconds in times.items())
     told = f"{of}: {best or 'no kernel'}{f' ({measured})' if measured else ''}{passed_over}"
     log.log(logging.WARNING if OWN in faults else logging.INFO, "%s", told)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

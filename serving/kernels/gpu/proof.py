@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
+from serving.kernels.first_line import first_line
 from serving.kernels.kv_format import CachedVectors, KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
@@ -33,8 +34,7 @@ def fault_of(ops: TorchOps, device: torch.device) -> str | None:
             if fault is not None:
                 return f"{name} {fault}"
     except Exception as error:  # whatever triton, its compiler or the driver raise
-        line = next(iter(str(error).strip().splitlines()), "")
-        return f"{type(error).__name__}: {line[:160]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 

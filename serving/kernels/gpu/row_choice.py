@@ -13,7 +13,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from serving.kernels.first_line import first_line
 from serving.kernels.gpu.device import OLDEST, reason_not_on
+from serving.kernels.gpu.recording import device_seconds, recorded
 from serving.kernels.gpu.row_matmul import (
     MOST_ROWS,
     TILES,
@@ -24,7 +26,7 @@ from serving.kernels.gpu.row_matmul import (
     row_product,
 )
 from serving.kernels.matmul import Matmul, PlainMatmul
-from serving.kernels.matmul_proof import NARROW, short
+from serving.kernels.matmul_proof import NARROW
 
 log = logging.getLogger(__name__)
 LINEAR = "F.linear"
@@ -46,35 +48,24 @@ Timer = Callable[[Mapping[str, Runs]], dict[str, float]]
 
 def replayed_seconds(ways: Mapping[str, Runs]) -> dict[str, float]:
     """Replayed from CUDA graphs as decode steps are; all ways in turn, the best time of each."""
-    graphs = {name: _recorded(runs) for name, runs in ways.items()}
+    replays = {name: _recorded(runs) for name, runs in ways.items()}
     times = dict.fromkeys(ways, float("inf"))
     for _ in range(REPLAYS):
-        for name, graph in graphs.items():
-            times[name] = min(times[name], _replay_seconds(graph) / len(ways[name]))
+        for name, replay in replays.items():
+            times[name] = min(times[name], device_seconds(replay) / len(ways[name]))
     return times
 
 
-def _recorded(runs: Runs) -> torch.cuda.CUDAGraph:
+def _recorded(runs: Runs) -> Callable[[], None]:
     runs[0]()  # builds kernels, which cannot be recorded
-    graph = torch.cuda.CUDAGraph()
-    # Threads of NCCL ask for events meanwhile, which only other threads' captures may not see.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for run in runs:
-            run()
-    graph.replay()
-    return graph
 
+    def run() -> None:
+        for one in runs:
+            one()
 
-def _replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
-    began, ended = (
-        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        for _ in range(2)
-    )
-    began.record()
-    graph.replay()
-    ended.record()
-    torch.cuda.synchronize()
-    return float(began.elapsed_time(ended)) / 1000
+    _, replay = recorded(run)
+    replay()
+    return replay
 
 
 class RowMatmuls:
@@ -129,7 +120,7 @@ def choose(
                 chosen[rows] = best
             told.append(_told(rows, chosen.get(rows), times))
     except Exception as error:  # such as too little memory, or a library that cannot be recorded
-        chosen, told, faults = {}, [LINEAR], [short(error)]
+        chosen, told, faults = {}, [LINEAR], [first_line(error)]
     _log(weight, told, faults, logging.WARNING if faults else logging.INFO)
     return chosen
 
@@ -159,7 +150,7 @@ def _fault(product: Callable[[], torch.Tensor], expected: torch.Tensor) -> str |
     try:
         off = _off(product(), expected)
     except Exception as error:  # whatever triton, its compiler or the driver raise
-        return short(error)
+        return first_line(error)
     return None if off <= TOLERANCE else f"its result is off by {off:.1e}"
 
 

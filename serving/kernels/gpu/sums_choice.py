@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 
 from serving.errors import StartupError
+from serving.kernels.first_line import first_line
+from serving.kernels.gpu.recording import device_seconds, recorded
 from serving.kernels.gpu.symmetric_sums import (
     DTYPES,
     SIZES,
@@ -41,18 +42,14 @@ Timer = Callable[[Callable[[], object], torch.device], float]
 
 def replayed_seconds(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one `run`, replayed from a CUDA graph as decode steps are."""
-    graph = torch.cuda.CUDAGraph()
-    # Threads of NCCL ask for events meanwhile, which only other threads' captures may not see.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+
+    def several() -> None:
         for _ in range(TIMED_SUMS):
             run()
-    graph.replay()
-    began, ended = _event(timed=True), _event(timed=True)
-    began.record()
-    graph.replay()
-    ended.record()
-    finish(device)
-    return float(began.elapsed_time(ended)) / 1000 / TIMED_SUMS
+
+    _, replay = recorded(several)
+    replay()
+    return device_seconds(replay, partial(finish, device)) / TIMED_SUMS
 
 
 def choose(
@@ -87,10 +84,10 @@ def finish(device: torch.device, seconds: float = STUCK_SECONDS) -> None:
     """Wait for the device. Raises `StartupError` if that takes longer than `seconds`."""
     if device.type != "cuda":
         return
-    done = _event(timed=False)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
     deadline = time.monotonic() + seconds
-    while not done.query():
+    while not done.query():  # type: ignore[no-untyped-call]
         if time.monotonic() > deadline:
             raise StartupError(
                 "communication self-test",
@@ -100,23 +97,19 @@ def finish(device: torch.device, seconds: float = STUCK_SECONDS) -> None:
         time.sleep(0.0005)
 
 
-def _event(timed: bool) -> Any:
-    return torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
-
-
 def _shared(ranks: Ranks, device: torch.device) -> tuple[torch.Tensor | None, str | None]:
     """Memory of all ranks, or None on all of them and why."""
     shared, own = None, None
     try:
         own = unreachable(ranks, device)
     except Exception as error:  # whatever torch and the driver raise
-        own = _first_line(error)
+        own = first_line(error)
     if (reason := _reason_of_any(ranks, own)) is not None:
         return None, reason
     try:
         shared = shared_memory(ranks, device)
     except Exception as error:
-        own = _first_line(error)
+        own = first_line(error)
     reason = _reason_of_any(ranks, own)
     return (shared if reason is None else None), reason
 
@@ -131,7 +124,7 @@ def _able(ranks: Ranks, shared: torch.Tensor, group: str) -> tuple[dict[str, Way
         except StartupError:
             raise
         except Exception as error:
-            own = _first_line(error)
+            own = first_line(error)
         fault = _reason_of_any(ranks, own)
         least, negated = ranks.agree_on_least([bits, -bits])
         if fault is None and least != -negated:
@@ -198,7 +191,7 @@ def _nanoseconds(run: Callable[[], object], device: torch.device, seconds_of: Ti
     except StartupError:
         raise
     except Exception as error:  # such as a library that cannot be captured
-        log.warning("a sum could not be timed: %s", _first_line(error))
+        log.warning("a sum could not be timed: %s", first_line(error))
         return NEVER
 
 
@@ -217,7 +210,3 @@ def _reason_of_any(ranks: Ranks, own: str | None) -> str | None:
         if reason := bytes(row.tolist()).rstrip(b"\0").decode(errors="replace"):
             return reason
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

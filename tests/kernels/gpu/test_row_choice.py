@@ -239,7 +239,9 @@ def test_ways_are_recorded_once_and_replayed_in_turn(monkeypatch: Patch) -> None
             return next(milliseconds)
 
     @contextmanager
-    def graph(cuda_graph: Graph, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        cuda_graph: Graph, pool: object = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
         done.append("recording")
         yield

@@ -371,7 +371,9 @@ def test_sums_are_timed_as_they_are_replayed(monkeypatch: Patch) -> None:
             done.append("replay")
 
     @contextmanager
-    def graph(cuda_graph: Graph, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        cuda_graph: Graph, pool: object = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         assert isinstance(cuda_graph, Graph)
         done.append(capture_error_mode)
         yield
