@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
+
+Cache = TypeVar("Cache", KvLayer, LatentKv)
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -51,9 +54,7 @@ class TorchOps:
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMS norm over the last dimension, computed in float32."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return weight * normed.to(x.dtype)
+        return weight * _rms_normed(x, eps).to(x.dtype)
 
     def rms_norm_(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
         """`rms_norm()` in place, on heads [tokens, heads, dim] inside wider rows."""
@@ -71,9 +72,7 @@ class TorchOps:
 
         Rounded to the type of x after the product.
         """
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return (normed * weight).to(x.dtype)
+        return (_rms_normed(x, eps) * weight).to(x.dtype)
 
     def add_wide_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
@@ -145,16 +144,7 @@ class TorchOps:
     ) -> torch.Tensor:
         """Attention of every token over its sequence: [tokens, heads * head_dim]."""
         query, key, value = layout.split(qkv)
-        output = torch.empty(query.shape, dtype=qkv.dtype, device=qkv.device)
-        output[batch.num_tokens :] = 0
-        if batch.num_decodes:
-            output[: batch.num_decodes] = self.decode_attention(
-                query[: batch.num_decodes], kv, batch, rule
-            )
-        for chunk in batch.chunks:
-            output[chunk.start : chunk.stop] = torch_attention.attend_chunk(
-                query, key, value, kv, batch, chunk, rule
-            )
+        output = _attend(query, key, value, kv, batch, rule, self.decode_attention)
         return output.view(qkv.shape[0], -1)
 
     def decode_attention(
@@ -189,16 +179,8 @@ class TorchOps:
 
         `query` [tokens, heads, dim]; `key` [tokens, 1, dim]: as `write_vectors()` left them.
         """
-        output = query.new_zeros(*query.shape[:2], kv.value_dim)
-        if batch.num_decodes:
-            output[: batch.num_decodes] = torch_attention.attend_decodes(
-                query[: batch.num_decodes], kv, batch, rule
-            )
-        for chunk in batch.chunks:
-            output[chunk.start : chunk.stop] = torch_attention.attend_chunk(
-                query, key, key[..., : kv.value_dim], kv, batch, chunk, rule
-            )
-        return output
+        value = key[..., : kv.value_dim]
+        return _attend(query, key, value, kv, batch, rule, torch_attention.attend_decodes)
 
     def selective_scan(
         self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch
@@ -226,6 +208,37 @@ class TorchOps:
     def keep_typical(self, scores: torch.Tensor, typical_p: torch.Tensor) -> None:
         """Keep the ids of about the expected information, until their mass reaches p."""
         filters.keep_typical(scores, typical_p)
+
+
+def _rms_normed(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) in float32."""
+    wide = x.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kv: Cache,
+    batch: AttentionBatch,
+    rule: ScoreRule,
+    decode: Callable[[torch.Tensor, Cache, AttentionBatch, ScoreRule], torch.Tensor],
+) -> torch.Tensor:
+    """Attention of every token over its sequence, [tokens, heads, value_dim]; zeros in the padding.
+
+    `decode`: of one query per sequence.
+    """
+    output = query.new_empty(*query.shape[:2], value.shape[-1])
+    output[batch.num_tokens :] = 0
+    decodes = batch.num_decodes
+    if decodes:
+        output[:decodes] = decode(query[:decodes], kv, batch, rule)
+    for chunk in batch.chunks:
+        output[chunk.start : chunk.stop] = torch_attention.attend_chunk(
+            query, key, value, kv, batch, chunk, rule
+        )
+    return output
 
 
 def rotate_half(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:

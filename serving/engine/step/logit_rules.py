@@ -114,7 +114,8 @@ def add_bias(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
         return
     index, token_ids, values = zip(*biases, strict=True)
     at = np.array([index, token_ids])
-    (row, column), added = _uploaded(at, np.array(values, np.float32), scores.device)
+    where, added = upload([at, np.array(values, np.float32)], scores.device)
+    row, column = where
     scores[row, column] += added
 
 
@@ -129,15 +130,9 @@ def forbid_stop(scores: torch.Tensor, table: RowTable, rows: Ints) -> None:
     if not pairs:
         return
     at = np.array(pairs).T
-    (row, column), values = _uploaded(at, np.full(len(pairs), -np.inf, np.float32), scores.device)
-    scores[row, column] = values
-
-
-def _uploaded(
-    at: Ints, values: npt.NDArray[np.float32], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    where, there = upload([at, values], device)
-    return where, there
+    where, lowest = upload([at, np.full(len(pairs), -np.inf, np.float32)], scores.device)
+    row, column = where
+    scores[row, column] = lowest
 
 
 def forbid(scores: torch.Tensor, masks: TokenMasks, rows: Ints) -> None:

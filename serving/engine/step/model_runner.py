@@ -19,7 +19,7 @@ from serving.engine.step.decode_graphs import DecodeGraphs, Recorder, SparePlace
 from serving.engine.step.device_copy import Download, upload
 from serving.engine.step.logit_rules import TokenMasks
 from serving.engine.step.sampler import Chosen, Sampler
-from serving.engine.step.step_inputs import pad, step_inputs
+from serving.engine.step.step_inputs import known_ids, pad, step_inputs
 from serving.kernels.kv_format import KvLayer
 from serving.models.causal_model import CausalModel
 
@@ -159,7 +159,9 @@ class ModelRunner:
             return self._graphs.replay(arrays), {}
         tokens, samples = len(arrays.token_ids), len(arrays.sample_rows)
         inputs = step_inputs(arrays, self._padded_rows(tokens), self._device)
-        ids = inputs.known_ids(self._last_tokens) if arrays.has_unknown else inputs.token_ids
+        ids = inputs.token_ids
+        if arrays.has_unknown:
+            ids = known_ids(ids, inputs.batch.decode_rows, self._last_tokens)
         hidden = self._decoder.forward(ids, self._kv, inputs.batch)
         scores = {chunk.row: self._score(hidden, chunk) for chunk in arrays.scored_chunks}
         if not samples:

@@ -21,15 +21,11 @@ class StepInputs:
     token_ids: torch.Tensor  # int64 [tokens]; below 0: the last token of the decode's row
     batch: AttentionBatch
 
-    def known_ids(self, last_tokens: torch.Tensor) -> torch.Tensor:
-        """`token_ids` with the unknown ones, all of decodes, taken from `last_tokens` [rows]."""
-        return known_ids(self.token_ids, self.batch.decode_rows, last_tokens)
-
 
 def known_ids(
     token_ids: torch.Tensor, decode_rows: torch.Tensor, last_tokens: torch.Tensor
 ) -> torch.Tensor:
-    """Token ids [tokens] of which the first, those of `decode_rows`, may be unknown."""
+    """Token ids [tokens]; unknown ones, all of `decode_rows`, are taken from `last_tokens`."""
     decodes = len(decode_rows)
     own = token_ids[:decodes]
     known = torch.where(own < 0, last_tokens[decode_rows], own)

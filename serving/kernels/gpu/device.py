@@ -1,5 +1,7 @@
 """What a GPU is and what its kernels may be: read by everything that chooses or sizes a kernel."""
 
+from typing import Any
+
 import torch
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -19,6 +21,12 @@ def reason_not_on(device: torch.device, dtype: torch.dtype, oldest: tuple[int, i
     if found < oldest:
         return "compute capability {}.{} is below {}.{}".format(*found, *oldest)
     return None
+
+
+def int32_on(numbers: Any, device: torch.device) -> torch.Tensor:
+    """Numbers (nested lists) as int32 on the device, which nobody waits for."""
+    host = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
 
 
 def processors(device: torch.device) -> int:

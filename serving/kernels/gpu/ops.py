@@ -12,7 +12,7 @@ import torch
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.gpu import gated, greedy, heaviest, norms, rotary
 from serving.kernels.gpu.attention_tiles import splits_for
-from serving.kernels.gpu.device import processors
+from serving.kernels.gpu.device import int32_on, processors
 from serving.kernels.gpu.flash_prefill import PrefillLibrary, candidates
 from serving.kernels.gpu.paged_decode import paged_decode
 from serving.kernels.gpu.prefill_choice import PrefillShape, Sample, choose
@@ -213,12 +213,7 @@ def _starts(batch: AttentionBatch) -> tuple[torch.Tensor, int]:
     Made by the first layer of a step.
     """
     if "starts of chunks" not in batch.memo:
-        device = batch.positions.device
-        starts = torch.tensor(
-            [0, *(chunk.stop - batch.num_decodes for chunk in batch.chunks)],
-            dtype=torch.int32,
-            pin_memory=device.type == "cuda",
-        )
-        batch.memo["starts of chunks"] = starts.to(device, non_blocking=True)
+        starts = [0, *(chunk.stop - batch.num_decodes for chunk in batch.chunks)]
+        batch.memo["starts of chunks"] = int32_on(starts, batch.positions.device)
     longest = max(chunk.stop - chunk.start for chunk in batch.chunks)
     return batch.memo["starts of chunks"], longest

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.gpu.attention_tiles import capability, prefill_table, tile_for
 from serving.kernels.gpu.cache_arguments import cache_arguments, rule_arguments
+from serving.kernels.gpu.device import int32_on
 from serving.kernels.gpu.paged_tiles import (
     LOWEST,
     attend,
@@ -45,13 +46,8 @@ def ragged(batch: AttentionBatch) -> RaggedChunks:
     chunks = batch.chunks
     lengths = [chunk.stop - chunk.start for chunk in chunks]
     if "chunk numbers" not in batch.memo:
-        device = batch.positions.device
-        numbers = torch.tensor(
-            [[chunk.start for chunk in chunks], lengths, [chunk.context_len for chunk in chunks]],
-            dtype=torch.int32,
-            pin_memory=device.type == "cuda",
-        )
-        batch.memo["chunk numbers"] = numbers.to(device, non_blocking=True)
+        numbers = [[chunk.start for chunk in chunks], lengths, [one.context_len for one in chunks]]
+        batch.memo["chunk numbers"] = int32_on(numbers, batch.positions.device)
         tables = pad_sequence([chunk.blocks for chunk in chunks], batch_first=True)
         batch.memo["chunk tables"] = tables.to(torch.int32)
     starts, new, contexts = batch.memo["chunk numbers"].unbind()
