@@ -244,7 +244,7 @@ class Launcher:
         """Announce the end, let requests finish, fail the rest, stop; under 25 s in all.
 
         Engines are restarted as ever meanwhile, so that streams can finish. Raises `ServerFailed`
-        when none is left.
+        when none is left, or when the front dies with what it has left to answer.
         """
         has_served = self._groups.has_served
         grace = min(self._settings.graceful_termination_timeout, PLATFORM_GRACE)
@@ -258,8 +258,10 @@ class Launcher:
         self._turn_until(self._front_is_gone, deadline - time.monotonic(), supervised=True)
         if has_served and not self._front_is_gone():
             self._fail(SHUTDOWN_MESSAGE)
-        else:
-            self._stop_children()
+            return
+        if has_served and self._front is not None and not self._front.left_when_asked():
+            self._on_front_death()
+        self._stop_children()
 
     def _fail(self, message: str) -> None:
         """Let fronts end every live request with `message`, then stop the rest."""

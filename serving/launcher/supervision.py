@@ -58,6 +58,10 @@ class Child:
             return "still running"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    def left_when_asked(self) -> bool:
+        """Whether it has ended by itself or by SIGTERM, and reports no error."""
+        return self._process.poll() in (0, -signal.SIGTERM)
+
     def was_killed(self) -> bool:
         """Whether SIGKILL ended it, as the kernel's out-of-memory killer does."""
         return self._process.poll() == -signal.SIGKILL

@@ -182,6 +182,17 @@ def test_the_death_of_the_front_ends_the_server(server: LaunchedServer) -> None:
     assert out.splitlines()[-1].endswith("the HTTP front died: signal SIGKILL")
 
 
+def test_the_death_of_a_draining_front_is_a_failure(server: LaunchedServer) -> None:
+    server.start("busy", "")
+    server.wait_for_status(phase="serving")
+    server.kill("launcher", signal.SIGTERM)
+    server.wait_for_status(phase="draining")
+    server.kill("front")
+    code, out, _ = server.end()
+    assert code == 1
+    assert out.splitlines()[-1].endswith("the HTTP front died: signal SIGKILL")
+
+
 def test_children_die_with_a_killed_launcher(server: LaunchedServer) -> None:
     server.start_serving("", "--num-shard", "2", "--standby")
     wait_for(lambda: len(server.waiting()) == 4)
