@@ -6,7 +6,6 @@ only after a forward pass has. Progress and the reason of a failure go to the la
 pipe (`launcher_reports.py`). Next: `loop.py` on rank 0, `follower.py` on the others.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +27,9 @@ from serving.engine.schedule.grammar_compiler import GrammarCompiler
 from serving.engine.schedule.guidance import Guidance
 from serving.engine.schedule.scheduler import Scheduler
 from serving.engine.start import limits, ranks, warm_up
-from serving.engine.start.graph_sizes import reason_not, recorded_sizes
 from serving.engine.start.model_loader import LoadedModel, load_model
 from serving.engine.start.ranks import Place, RankGroup
-from serving.engine.step.decode_graphs import CudaRecorder, SparePlace
+from serving.engine.start.recorded_steps import record_steps
 from serving.engine.step.model_runner import ModelRunner
 from serving.engine.step.sampler import Sampler
 from serving.engine.step.watermark import Watermark
@@ -40,8 +38,6 @@ from serving.kernels.dispatch import choose_ops
 from serving.metrics import EngineMetrics, use_identity
 from serving.protocol.messages import Assignment, EngineInfo, Limits
 from serving.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,27 +111,14 @@ def _runner(start: RankStart, model: LoadedModel, sizes: Limits) -> ModelRunner:
     shares = _overlaps(model.device) and place.size > 1
     share = model.shard.broadcast if shares else None
     runner = ModelRunner(model.decoder, kv, table, sampler, model.device, model.padded_rows, share)
-    _record_steps(start, model, sizes, runner)
+    if model.device.type != "cpu":
+        start.reports.begin("cuda graphs")
+        record_steps(settings, model, sizes, runner)
     if settings.fault is None:
         return runner
     epoch = start.assignment.epoch
     faults = fault.of_rank(fault.parse(settings.fault), place.group, place.rank, epoch)
     return faulty.around(runner, model.decoder, faults, sizes.max_rows)
-
-
-def _record_steps(start: RankStart, model: LoadedModel, sizes: Limits, runner: ModelRunner) -> None:
-    """Record decode steps where the device can; one line of the log tells which, or why not."""
-    if model.device.type == "cpu":
-        return
-    settings = start.settings
-    recorded = recorded_sizes(settings.cuda_graphs, sizes.max_rows, model)
-    if not recorded:
-        reason = reason_not(model) or f"--cuda-graphs {settings.cuda_graphs}"
-        log.info("decode steps are not recorded: %s", reason)
-        return
-    start.reports.begin("cuda graphs")
-    spare = SparePlace(sizes.max_rows, sizes.num_blocks, settings.block_size)
-    runner.record(recorded, CudaRecorder(), spare, sizes.max_total_tokens)
 
 
 def _leading_loop(

@@ -17,7 +17,7 @@ from serving.engine.plan import Admission, Plan
 from serving.engine.start import kv_cache
 from serving.engine.start.model_loader import LoadedModel
 from serving.engine.step.batch import RowTable
-from serving.engine.step.decode_graphs import CudaRecorder, SparePlace
+from serving.engine.step.decode_graphs import CudaRecorder, NotRecorded, SparePlace
 from serving.engine.step.model_runner import ModelRunner
 from serving.engine.step.sampler import Sampler
 from serving.engine.step.watermark import Watermark
@@ -79,14 +79,18 @@ def run(
 def graph_bytes(model: LoadedModel, sizes: list[int], block_size: int, longest: int) -> int:
     """Memory that the recorded decode steps of these sizes take, by recording the largest.
 
-    `longest`: most tokens of a sequence.
+    `longest`: most tokens of a sequence. 0 where steps cannot be recorded: `recorded_steps.py`
+    says so. Raises what a lack of memory raises (`out_of_memory.py`).
     """
     if not sizes:
         return 0
     rows = sizes[-1]
     runner = _runner(model, 1, RowTable(rows, 1, block_size), rows)
     before = kv_cache.free_memory(model.device)
-    runner.record(sizes[-1:], CudaRecorder(), SparePlace(0, 0, block_size), longest)
+    try:
+        runner.record(sizes[-1:], CudaRecorder(), SparePlace(0, 0, block_size), longest)
+    except NotRecorded:
+        return 0
     return max(before - kv_cache.free_memory(model.device), 0) + len(sizes) * GRAPH_BYTES
 
 

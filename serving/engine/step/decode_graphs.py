@@ -17,15 +17,22 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from serving.engine.out_of_memory import is_out_of_memory
 from serving.engine.step.batch import StepArrays
 from serving.engine.step.device_copy import upload
 from serving.engine.step.step_inputs import known_ids
 from serving.kernels.attention_batch import AttentionBatch
+from serving.kernels.first_line import first_line
 from serving.kernels.gpu.recording import recorded, run_beside
 from serving.models.causal_model import CausalModel
 
 log = logging.getLogger(__name__)
 Replay = Callable[[], None]
+TOLERANCE = 1e-2  # of a result's norm; a replay launches the very kernels of the step
+
+
+class NotRecorded(Exception):
+    """Decode steps cannot be recorded, or not replayed; `str()` says why, in one line."""
 
 
 class Recorder(Protocol):
@@ -55,9 +62,10 @@ class SparePlace:
     block: int
     block_size: int
 
-    def numbers(self) -> list[int]:
-        """What `_Numbers` has of a sequence of one token in this place."""
-        return [0, 0, self.block * self.block_size, 1, self.row, 1]
+    def numbers(self, token_id: int = 0, context: int = 1) -> list[int]:
+        """What `_Numbers` has of a sequence of so many tokens in this place; the last is given."""
+        last = context - 1
+        return [token_id, last, self.block * self.block_size + last, context, self.row, context]
 
 
 class _Numbers:
@@ -70,6 +78,11 @@ class _Numbers:
             self.token_ids, self.positions, self.slots, self.context_lens, self.rows,
             self.prompt_lens,
         ) = self.tensor.unbind()  # fmt: skip
+
+    def fill(self, numbers: list[int]) -> None:
+        """Give all rows the same numbers."""
+        column = torch.tensor(numbers, device=self.tensor.device)
+        self.tensor.copy_(column[:, None].expand_as(self.tensor))
 
     def of(self, arrays: StepArrays) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Those of a step, padded."""
@@ -105,6 +118,7 @@ class DecodeGraphs:
         self._pool = pool
         self._last_tokens = last_tokens
         self._spare = spare
+        self._longest = longest
         self._width = -(-longest // spare.block_size)
         self._sizes: list[int] = []
         self._graphs: dict[int, _Graph] = {}
@@ -112,7 +126,10 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def record(self, sizes: Sequence[int], recorder: Recorder) -> None:
-        """Record a step for each number of rows; the largest comes first: its memory serves all."""
+        """Record a step for each number of rows; the largest comes first: its memory serves all.
+
+        Raises `NotRecorded`, or what a lack of memory raises (`out_of_memory.py`).
+        """
         started, device = time.perf_counter(), self._last_tokens.device
         self._sizes = sorted(sizes)
         self._tables = torch.full(
@@ -120,12 +137,33 @@ class DecodeGraphs:
         )
         for rows in reversed(self._sizes):
             numbers = _Numbers(rows, self._spare, device)
-            logits, replay = recorder.record(partial(self._run, numbers))
+            try:
+                logits, replay = recorder.record(partial(self._run, numbers))
+            except Exception as error:  # whatever a library raises that cannot be recorded
+                if is_out_of_memory(error):
+                    raise
+                raise NotRecorded(f"{type(error).__name__}: {first_line(error)}") from error
             self._graphs[rows] = _Graph(numbers, logits, replay)
         log.info(
             "recorded decode steps of %s rows in %.1f s",
             ", ".join(map(str, self._sizes)), time.perf_counter() - started,
         )  # fmt: skip
+
+    @torch.inference_mode()
+    def prove(self) -> None:
+        """Replay every recorded step on other numbers than it was recorded with.
+
+        Raises `NotRecorded` where that comes out otherwise than the step itself: something in it
+        took a number of the host, or memory that is somebody else's by now.
+        """
+        other = self._spare.numbers(1, min(self._spare.block_size, self._longest))
+        for rows, graph in self._graphs.items():
+            graph.numbers.fill(other)
+            expected = self._run(graph.numbers).double()
+            graph.replay()
+            off = float((graph.logits.double() - expected).norm() / expected.norm())
+            if not off <= TOLERANCE:  # NaN is not, either
+                raise NotRecorded(f"a replay of {rows} rows is off by {off:.1e}")
 
     def has_room(self, arrays: StepArrays) -> bool:
         """Whether a recorded step can do what this one does."""

@@ -87,10 +87,22 @@ class ModelRunner:
     def record(
         self, sizes: Sequence[int], recorder: Recorder, spare: SparePlace, longest: int
     ) -> None:
-        """Record decode steps of so many rows; `longest`: most tokens of a sequence."""
+        """Record decode steps of so many rows; `longest`: most tokens of a sequence.
+
+        Raises `NotRecorded`, or what a lack of memory raises (`out_of_memory.py`).
+        """
         graphs = DecodeGraphs(self._decoder, self._kv, self._last_tokens, spare, longest)
         graphs.record(sizes, recorder)
         self._graphs = graphs
+
+    def prove_recorded(self) -> None:
+        """Raises `NotRecorded` where a recorded step comes out otherwise than the step itself."""
+        if self._graphs is not None:
+            self._graphs.prove()
+
+    def forget_recorded(self) -> None:
+        """Run every step as it comes from now on."""
+        self._graphs = None
 
     @torch.inference_mode()
     def execute(self, plan: Plan, masks: TokenMasks | None = None) -> StepResult:
