@@ -1,6 +1,7 @@
 """Attention over a paged KV cache in the plainest torch, in float32: the oracle of the tests.
 
-One sequence at a time, one head group at a time, no tricks. Nothing on the serving path uses it.
+One sequence at a time, one head group at a time, no tricks. GPU kernels are proved against it at
+start; nothing on the serving path uses it.
 """
 
 import torch
@@ -19,9 +20,10 @@ def paged_attention(
     """Attention of every token of the batch over its own sequence.
 
     `query` [tokens, heads, head_dim]; caches [blocks, kv_heads, block_size, head_dim] already
-    holding the step's own keys and values; result as `query`.
+    holding the step's own keys and values, which may be of another size; result as `query`, of
+    their size.
     """
-    output = torch.empty_like(query)
+    output = query.new_empty(*query.shape[:2], value_cache.shape[-1])
     for row in range(batch.num_decodes):
         context = int(batch.context_lens[row])
         output[row : row + 1] = _one_sequence(

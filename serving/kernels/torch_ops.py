@@ -49,8 +49,11 @@ class TorchOps:
 
     name = "torch"
     compiled = False  # whether products may be compiled ones too, which the device then has
-    # Whether a GPU can record them: their work depends on numbers that stay the same.
-    is_capturable = False
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a GPU can record them: their work depends on numbers that stay the same."""
+        return False
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMS norm over the last dimension, computed in float32."""

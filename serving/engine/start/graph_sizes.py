@@ -12,8 +12,14 @@ LARGEST = 512  # rows; beyond, a step is long enough to hide its launches
 
 
 def recorded_sizes(setting: str | None, max_rows: int, model: LoadedModel) -> list[int]:
-    """As `graph_sizes()`; none where the steps of this model cannot be recorded on its device."""
-    return [] if reason_not(model) else graph_sizes(setting, max_rows)
+    """As `graph_sizes()`; none where steps of this model cannot be recorded on the device of a rank.
+
+    To be called by all ranks. Their kernels were proved by a step that has run.
+    """
+    if model.device.type != "cuda":
+        return []
+    (all_can,) = model.shard.agree_on_least([reason_not(model) is None])
+    return graph_sizes(setting, max_rows) if all_can else []
 
 
 def reason_not(model: LoadedModel) -> str | None:
@@ -21,7 +27,7 @@ def reason_not(model: LoadedModel) -> str | None:
     if model.device.type != "cuda":
         return f"the device is a {model.device.type}"
     if not model.ops.is_capturable:
-        return f"the operations are those of {model.ops.name}"
+        return "attention, or all operations, are plain torch's"
     if not model.decoder.is_capturable:
         return "the model reads from the device in the middle of a step"
     return None

@@ -9,7 +9,7 @@ its own. Next: `engine/step/decode_graphs.py`.
 import logging
 from collections.abc import Callable
 
-from serving.engine.start.graph_sizes import reason_not, recorded_sizes
+from serving.engine.start.graph_sizes import graph_sizes, reason_not, recorded_sizes
 from serving.engine.start.model_loader import LoadedModel
 from serving.engine.step.decode_graphs import CudaRecorder, NotRecorded, SparePlace
 from serving.engine.step.model_runner import ModelRunner
@@ -30,8 +30,9 @@ def record_steps(
     """
     sizes = recorded_sizes(settings.cuda_graphs, limits.max_rows, model)
     if not sizes:
-        reason = reason_not(model) or f"--cuda-graphs {settings.cuda_graphs}"
-        log.info("decode steps are not recorded: %s", reason)
+        asked = graph_sizes(settings.cuda_graphs, limits.max_rows)
+        others = ANOTHER_RANK if asked else f"--cuda-graphs {settings.cuda_graphs}"
+        log.info("decode steps are not recorded: %s", reason_not(model) or others)
         return
     spare = SparePlace(limits.max_rows, limits.num_blocks, settings.block_size)
     longest = limits.max_total_tokens

@@ -2,7 +2,7 @@
 
 Chosen by `kernels/dispatch.py` on GPUs that are not too old; only then is this module, and with it
 triton, imported. Nothing here waits for the device, so that decode steps can be recorded. Next:
-`paged_decode.py`, `ragged_prefill.py`, `prefill_choice.py`.
+`paged_decode.py`, `ragged_prefill.py`, `attention_kinds.py`.
 """
 
 from collections.abc import Callable
@@ -11,30 +11,38 @@ import torch
 
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.gpu import gated, greedy, heaviest, norms, rotary
+from serving.kernels.gpu.attention_kinds import AttentionKinds, Choice, OwnKernels
+from serving.kernels.gpu.attention_sample import Sample
 from serving.kernels.gpu.attention_tiles import splits_for
 from serving.kernels.gpu.device import int32_on, processors
-from serving.kernels.gpu.flash_prefill import PrefillLibrary, candidates
+from serving.kernels.gpu.flash_prefill import candidates
 from serving.kernels.gpu.paged_decode import paged_decode
-from serving.kernels.gpu.prefill_choice import PrefillShape, Sample, choose
 from serving.kernels.gpu.ragged_prefill import ragged, ragged_prefill
 from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
+
+OUR_OWN = Choice()
 
 
 class TritonOps(TorchOps):
     """Operations of a decoder, in one or two launches each; T5's and Mamba's own are torch's."""
 
     name = "triton"
-    is_capturable = True
 
     def __init__(self, device: torch.device) -> None:
         """`device`: a GPU, or the CPU where triton's interpreter runs."""
         self._device = device
         self.compiled = device.type == "cuda"
         self._processors = processors(device)
-        self._libraries = candidates() if device.type == "cuda" else []
-        self._chosen: dict[object, PrefillLibrary | None] = {}
+        own = OwnKernels(self._attend_sample, _own_prompts)
+        is_gpu = device.type == "cuda"
+        self._kinds = AttentionKinds(own, candidates(), device) if is_gpu else None
+
+    @property
+    def is_capturable(self) -> bool:
+        """Plain torch attends over as many blocks as a recorded step could ever have: too many."""
+        return self._kinds is None or self._kinds.are_own
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """See `TorchOps`, for this and all others."""
@@ -117,12 +125,15 @@ class TritonOps(TorchOps):
         batch: AttentionBatch,
         rule: ScoreRule,
     ) -> torch.Tensor:
-        """Prompts without a cached prefix may be a library's, see `prefill_choice.py`."""
+        """Where our kernels do not come out right on this GPU, plain torch serves."""
         query, key, value = layout.split(qkv)
+        choice = self._choice(layout, kv, rule, qkv.dtype)
+        if not choice.is_own:
+            return super().attention(qkv, layout, kv, batch, rule)
         output = torch.empty(query.shape, dtype=qkv.dtype, device=qkv.device)
         self._attend_decodes(query, kv, batch, rule, output)
         if batch.chunks:
-            library = self._library(layout, kv, rule, qkv.dtype)
+            library = choice.library
             if library is None or any(chunk.cached_len for chunk in batch.chunks):
                 ragged_prefill(query, kv, ragged(batch), rule, output)
             else:
@@ -141,11 +152,12 @@ class TritonOps(TorchOps):
         batch: AttentionBatch,
         rule: ScoreRule,
     ) -> torch.Tensor:
-        """See `TorchOps`."""
+        """As `attention()`."""
+        layout = HeadLayout(query.shape[1], 1, query.shape[2])
+        if not self._choice(layout, kv, rule, query.dtype).is_own:
+            return super().latent_attention(query, key, kv, batch, rule)
         output = query.new_empty(*query.shape[:2], kv.value_dim)
-        self._attend_decodes(query, kv, batch, rule, output)
-        if batch.chunks:
-            ragged_prefill(query, kv, ragged(batch), rule, output)
+        self._attend(query, kv, batch, rule, output)
         return output
 
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,26 +195,32 @@ class TritonOps(TorchOps):
             query[:rows], kv, batch.block_tables, batch.context_lens, rule, output[:rows], splits
         )
 
-    def _library(
-        self, layout: HeadLayout, kv: KvLayer, rule: ScoreRule, dtype: torch.dtype
-    ) -> PrefillLibrary | None:
-        """What attends from prompts without a prefix; None: our own kernel.
+    def _attend(
+        self,
+        query: torch.Tensor,
+        kv: KvLayer | LatentKv,
+        batch: AttentionBatch,
+        rule: ScoreRule,
+        output: torch.Tensor,
+    ) -> None:
+        """All rows of `output`, by our own kernels."""
+        self._attend_decodes(query, kv, batch, rule, output)
+        if batch.chunks:
+            ragged_prefill(query, kv, ragged(batch), rule, output)
 
-        Chosen when the first step of this kind runs: the warm-up.
-        """
-        if not self._libraries:
-            return None
-        biased = rule.slopes is not None
-        kind = (layout, rule.scale, rule.window, rule.soft_cap, biased, dtype, kv.keys.codes.dtype)
-        if kind not in self._chosen:
-            shape = PrefillShape(layout, dtype, kv.keys.block_size, kv.keys.codes.dtype)
-            choice = choose(_own, self._libraries, shape, rule, self._device)
-            self._chosen[kind] = choice.library
-        return self._chosen[kind]
+    def _attend_sample(self, sample: Sample) -> None:
+        self._attend(sample.query, sample.kv, sample.batch, sample.rule, sample.out)
+
+    def _choice(
+        self, layout: HeadLayout, kv: KvLayer | LatentKv, rule: ScoreRule, dtype: torch.dtype
+    ) -> Choice:
+        if self._kinds is None:
+            return OUR_OWN
+        return self._kinds.choice(layout, kv, rule, dtype)
 
 
-def _own(sample: Sample) -> Callable[[], None]:
-    """Our kernel on a sample of `prefill_choice.py`."""
+def _own_prompts(sample: Sample) -> Callable[[], None]:
+    """Our kernel on the chunks of a sample."""
     chunks = ragged(sample.batch)
     return lambda: ragged_prefill(sample.query, sample.kv, chunks, sample.rule, sample.out)
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from serving.engine.start.graph_sizes import LARGEST, graph_sizes, reason_not, recorded_sizes
+from serving.layers.parallel import SINGLE
 
 
 def model(device: str = "cuda", ops: bool = True, decoder: bool = True) -> Any:
     return SimpleNamespace(
         device=torch.device(device),
-        ops=SimpleNamespace(is_capturable=ops, name="torch"),
+        ops=SimpleNamespace(is_capturable=ops),
         decoder=SimpleNamespace(is_capturable=decoder),
+        shard=SINGLE,
     )
 
 
@@ -49,7 +51,7 @@ def test_the_setting_says_which(setting: str, sizes: list[int]) -> None:
     ("other", "reason"),
     [
         (model("cpu"), "the device is a cpu"),
-        (model(ops=False), "the operations are those of torch"),
+        (model(ops=False), "attention, or all operations, are plain torch's"),
         (model(decoder=False), "the model reads from the device in the middle of a step"),
     ],
 )
@@ -61,3 +63,10 @@ def test_steps_that_cannot_be_recorded_are_not(other: Any, reason: str) -> None:
 def test_steps_that_can_be_recorded_are() -> None:
     assert reason_not(model()) is None
     assert recorded_sizes("2", 8, model()) == [2]
+
+
+def test_no_rank_records_what_another_one_cannot() -> None:
+    able = model()
+    able.shard = SimpleNamespace(agree_on_least=lambda values: [0 * value for value in values])
+    assert reason_not(able) is None
+    assert recorded_sizes(None, 8, able) == []

@@ -8,10 +8,10 @@ from attention_scene import Scene
 
 pytest.importorskip("triton")
 from serving.kernels.gpu import ops as gpu_ops
+from serving.kernels.gpu.attention_kinds import Choice
 from serving.kernels.gpu.ops import TritonOps
-from serving.kernels.gpu.prefill_choice import PrefillChoice
 from serving.kernels.torch_attention import ScoreRule
-from serving.kernels.torch_ops import HeadLayout
+from serving.kernels.torch_ops import HeadLayout, TorchOps
 
 LAYOUT = HeadLayout(4, 2, 32)
 RULE = ScoreRule(0.1)
@@ -41,47 +41,50 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     return found
 
 
-def ops_with(library: Library | None, monkeypatch: pytest.MonkeyPatch) -> TritonOps:
-    asked: list[object] = []
-    monkeypatch.setattr(gpu_ops, "choose", lambda *_: asked.append(1) or PrefillChoice(library, {}))
+class Kinds:
+    """All kinds are served in one way."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.are_own, self._choice = choice.is_own, choice
+
+    def choice(self, *_: object) -> Choice:
+        return self._choice
+
+
+def ops_with(choice: Choice) -> TritonOps:
     ops = TritonOps(CPU)
-    ops._libraries = [library]  # type: ignore[list-item]
-    ops.asked = asked  # type: ignore[attr-defined]
+    ops._kinds = Kinds(choice)  # type: ignore[assignment]
     return ops
 
 
-def attend(ops: TritonOps, chunks: tuple[tuple[int, int], ...]) -> None:
+def attend(ops: TorchOps, chunks: tuple[tuple[int, int], ...]) -> torch.Tensor:
     class Chunks(Scene):
         CHUNKS = chunks
 
+    torch.manual_seed(0)
     scene = Chunks(LAYOUT, torch.bfloat16)
-    ops.attention(scene.qkv, LAYOUT, scene.kv, scene.batch, RULE)
+    return ops.attention(scene.qkv, LAYOUT, scene.kv, scene.batch, RULE)
 
 
-def test_fresh_prompts_go_to_the_library(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    attend(ops_with(library, monkeypatch), ((20, 0), (9, 0)))
+def test_fresh_prompts_go_to_the_library(library: Library) -> None:
+    attend(ops_with(Choice(library=library)), ((20, 0), (9, 0)))  # type: ignore[arg-type]
     assert library.calls == [([0, 20, 29], 20, 29)]
 
 
-def test_a_cached_prefix_is_for_our_own_kernel(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attend(ops_with(library, monkeypatch), ((20, 0), (9, 31)))
+def test_a_cached_prefix_is_for_our_own_kernel(library: Library) -> None:
+    attend(ops_with(Choice(library=library)), ((20, 0), (9, 31)))  # type: ignore[arg-type]
     assert library.calls == [([], 0, 0)]
 
 
-def test_our_own_kernel_serves_where_it_is_faster(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attend(ops_with(None, monkeypatch), ((20, 0),))
+def test_our_own_kernel_serves_where_it_is_faster(library: Library) -> None:
+    attend(ops_with(Choice()), ((20, 0),))
     assert library.calls == [([], 0, 0)]
 
 
-def test_a_kind_of_attention_is_chosen_once(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ops = ops_with(library, monkeypatch)
-    for _ in range(3):
-        attend(ops, ((20, 0),))
-    assert len(ops.asked) == 1  # type: ignore[attr-defined]
-    assert len(library.calls) == 3
+def test_plain_torch_serves_what_our_kernels_compute_wrong(library: Library) -> None:
+    chunks = ((20, 0), (9, 31))
+    ops = ops_with(Choice(is_own=False))
+    assert torch.equal(attend(ops, chunks), attend(TorchOps(), chunks))
+    assert library.calls == []
+    assert not ops.is_capturable
+    assert ops_with(Choice()).is_capturable

@@ -1,0 +1,49 @@
+"""Proves at start that the attention of a model comes out right on its GPU, in its own shapes.
+
+Called by `ops.py` when the first step of a kind runs, in the warm-up. `proof.py` has proved the
+operations in one common shape; the size of a head, the form of the cache or a rule of the scores
+may still need a kernel that the compiler cannot build for this GPU, or builds wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from serving.kernels.first_line import first_line
+from serving.kernels.gpu.attention_sample import AttentionShape, Sample, expected, make_sample
+from serving.kernels.torch_attention import ScoreRule
+
+CHUNKS = ((0, 7), (33, 130), (0, 40))  # cached and new tokens; more and less than a tile has
+CONTEXTS = (1, 16, 300)  # of decodes
+WINDOW = 24  # at most, so that what is beyond is there
+TOLERANCE = 1e-2  # of the result's norm: rounding to bfloat16; a wrong row is off by more
+
+# Attention of all rows of a sample into `sample.out`.
+Attend = Callable[[Sample], None]
+
+
+def fault_of(
+    attend: Attend, shape: AttentionShape, rule: ScoreRule, device: torch.device
+) -> str | None:
+    """What is wrong with this kind of attention; None: nothing."""
+    sample = make_sample(
+        shape, replace(rule, window=min(rule.window, WINDOW)), device, CHUNKS, CONTEXTS
+    )
+    try:
+        attend(sample)
+        found = sample.out.cpu()
+    except Exception as error:  # whatever triton, its compiler or the driver raise
+        return f"{type(error).__name__}: {first_line(error)}"
+    wanted, decodes = expected(sample), len(CONTEXTS)
+    for what, rows in (("decodes", slice(decodes)), ("prompts", slice(decodes, None))):
+        off = deviation(found[rows], wanted[rows])
+        if not off <= TOLERANCE:  # NaN is not, either
+            return f"attention of {what} is off by {off:.1e}"
+    return None
+
+
+def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Distance of a result from what it should be, relative to that."""
+    found, wanted = found.double(), wanted.double()
+    return float((found - wanted).norm() / wanted.norm())
