@@ -14,7 +14,7 @@ from serving.kernels.kv_format import KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 from serving.layers.linear import ColumnLinear, RowLinear
-from serving.layers.norm import Norm, norm_in_place
+from serving.layers.norm import Norm
 from serving.layers.parallel import ShardContext
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin of the step's tokens
@@ -33,7 +33,7 @@ class HeadNorms:
         if self.whole:
             heads.copy_(norm(heads.reshape(heads.shape[0], -1)).view(heads.shape))
         else:
-            norm_in_place(norm, heads)
+            norm.in_place(heads)
 
 
 def head_ranges(

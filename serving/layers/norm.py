@@ -4,7 +4,7 @@ Built and called by `models/blocks.py`. The fused forms of `kernels/` serve RMS 
 models use.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 
@@ -12,25 +12,23 @@ from serving.kernels.torch_ops import TorchOps
 from serving.layers.parallel import ShardContext
 
 
-class Norm(Protocol):
+class Norm(ABC):
     """[..., hidden] to the same shape."""
 
+    @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The norm of x."""
 
+    @abstractmethod
     def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
         """residual += x in place (None adds nothing); the norm of the sum. May overwrite x."""
 
-
-def norm_in_place(norm: Norm, heads: torch.Tensor) -> None:
-    """Normalise heads [tokens, heads, dim], which may lie inside wider rows."""
-    if isinstance(norm, RmsNorm):
-        norm.in_place(heads)
-    else:
-        heads.copy_(norm(heads))
+    def in_place(self, x: torch.Tensor) -> None:
+        """The norm of x in the place of x, which may lie inside wider rows."""
+        x.copy_(self(x))
 
 
-class RmsNorm:
+class RmsNorm(Norm):
     """x / rms(x) * weight."""
 
     def __init__(self, weight: torch.Tensor, eps: float, ops: TorchOps) -> None:
@@ -41,7 +39,7 @@ class RmsNorm:
         return self._ops.rms_norm(x, self._weight, self._eps)
 
     def in_place(self, x: torch.Tensor) -> None:
-        """The norm of x in the place of x."""
+        """See `Norm`."""
         self._ops.rms_norm_(x, self._weight, self._eps)
 
     def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
@@ -51,7 +49,7 @@ class RmsNorm:
         return self._ops.add_rms_norm(x, residual, self._weight, self._eps)
 
 
-class OffsetRmsNorm:
+class OffsetRmsNorm(Norm):
     """x / rms(x) * (offset + weight), in float32: narrow types would lose what `weight` adds."""
 
     def __init__(self, weight: torch.Tensor, offset: float, eps: float, ops: TorchOps) -> None:
@@ -68,7 +66,7 @@ class OffsetRmsNorm:
         return self._ops.add_wide_rms_norm(x, residual, self._weight, self._eps)
 
 
-class ShardedRmsNorm:
+class ShardedRmsNorm(Norm):
     """An RMS norm over a dimension of which each rank holds a share."""
 
     def __init__(self, weight: torch.Tensor, eps: float, size: int, shard: ShardContext) -> None:
@@ -89,7 +87,7 @@ class ShardedRmsNorm:
         return self(residual)
 
 
-class LayerNorm:
+class LayerNorm(Norm):
     """(x - mean(x)) / deviation(x) * weight + bias; statistics and result in float32, then x's."""
 
     def __init__(
@@ -115,7 +113,7 @@ class LayerNorm:
         return self._ops.add_layer_norm(x, residual, self._weight, self._bias, self._eps)
 
 
-class NoNorm:
+class NoNorm(Norm):
     """Leaves its input as it is."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

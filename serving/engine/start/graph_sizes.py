@@ -12,7 +12,7 @@ LARGEST = 512  # rows; beyond, a step is long enough to hide its launches
 
 
 def recorded_sizes(setting: str | None, max_rows: int, model: LoadedModel) -> list[int]:
-    """As `graph_sizes()`; none where steps of this model cannot be recorded on the device of a rank.
+    """As `graph_sizes()`; none where a rank cannot record steps of this model on its device.
 
     To be called by all ranks. Their kernels were proved by a step that has run.
     """

@@ -5,8 +5,6 @@ program has some heads of one token. Formats of caches: `kv_format.py`; their co
 Next: the attention kernels, which read what is written here.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -19,13 +17,7 @@ from serving.kernels.torch_ops import HeadLayout
 NUMBERS = 1024  # of a program: 8 for each thread
 
 
-@dataclass(frozen=True)
-class _Angles:
-    """What heads are turned by."""
-
-    cos: torch.Tensor  # float32 [tokens or positions, rotated / 2]
-    sin: torch.Tensor
-    positions: torch.Tensor | None  # int64 [tokens], rows of `cos` and `sin`; None: the token's own
+Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each float32 [tokens, half]
 
 
 def rope_and_write(
@@ -35,20 +27,16 @@ def rope_and_write(
     sin: torch.Tensor,
     kv: KvLayer,
     slots: torch.Tensor,
-    positions: torch.Tensor | None = None,
 ) -> None:
     """Rotate query and key in place in `qkv` [tokens, heads of `layout`]; then `write()`.
 
-    `cos`, `sin` float32 [tokens, rotated / 2], or with `positions` int64 [tokens] the whole tables
-    [positions, rotated / 2]. Equals `TorchOps.rope_and_write` bit for bit, but for the rows of the
-    padding.
+    `cos`, `sin` float32 [tokens, rotated / 2]. Equals `TorchOps.rope_and_write` bit for bit, but
+    for the rows of the padding.
     """
     if cos.shape[1] == 0:
         write(qkv, layout, kv, slots)
         return
-    _launch(
-        _heads(qkv, layout), layout.heads, _Angles(cos, sin, positions), kv.keys, kv.values, slots
-    )
+    _launch(_heads(qkv, layout), layout.heads, (cos, sin), kv.keys, kv.values, slots)
 
 
 def write(qkv: torch.Tensor, layout: HeadLayout, kv: KvLayer, slots: torch.Tensor) -> None:
@@ -65,18 +53,13 @@ def write_vectors(rows: torch.Tensor, cache: CachedVectors, slots: torch.Tensor)
     _launch(rows, 0, None, cache, None, slots)
 
 
-def rotate_half_(
-    heads: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    positions: torch.Tensor | None = None,
-) -> None:
+def rotate_half_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotate [tokens, heads, dim] in place over the first dimensions: `torch_ops.rotate_half`.
 
-    The last dimension is contiguous; `cos`, `sin` and `positions` as for `rope_and_write`.
+    The last dimension is contiguous; `cos` and `sin` as for `rope_and_write`.
     """
     heads = heads[..., : 2 * cos.shape[1]]
-    _launch(heads, heads.shape[1], _Angles(cos, sin, positions), None, None, None)
+    _launch(heads, heads.shape[1], (cos, sin), None, None, None)
 
 
 def _heads(qkv: torch.Tensor, layout: HeadLayout) -> torch.Tensor:
@@ -87,7 +70,7 @@ def _heads(qkv: torch.Tensor, layout: HeadLayout) -> torch.Tensor:
 def _launch(
     heads: torch.Tensor,  # [tokens, queries + kv_heads of keys and of values, dim]
     queries: int,
-    angles: _Angles | None,
+    angles: Angles | None,
     keys: CachedVectors | None,
     values: CachedVectors | None,
     slots: torch.Tensor | None,
@@ -97,14 +80,14 @@ def _launch(
     if heads.numel() == 0:
         return
     kv_heads = 0 if keys is None else keys.codes.shape[1]
-    need_whole_rows(heads, None if angles is None else angles.cos)
+    cos, sin = angles or (None, None)
+    need_whole_rows(heads, cos)
     _check(queries, keys, values, count, dim)
     width = triton.next_power_of_2(dim)
     each = min(max(1, NUMBERS // width), triton.next_power_of_2(count))
-    cos, sin, positions = (angles.cos, angles.sin, angles.positions) if angles else (None,) * 3
     _rotate_and_write_kernel[(tokens, triton.cdiv(count, each))](
         heads, heads.stride(0), heads.stride(1),
-        cos, sin, 0 if cos is None else cos.stride(0), positions, slots,
+        cos, sin, 0 if cos is None else cos.stride(0), slots,
         _elements(keys), None if keys is None else keys.scales,
         _elements(values), None if values is None else values.scales,
         QUERIES=queries, KV_HEADS=kv_heads, HEADS=count, DIM=dim,
@@ -143,15 +126,14 @@ def _elements(cache: CachedVectors | None) -> torch.Tensor | None:
     return cache.codes.view(torch.uint8) if is_small_float else cache.codes
 
 
-@triton.jit(do_not_specialize=["positions", "slots"])
+@triton.jit(do_not_specialize=["slots"])
 def _rotate_and_write_kernel(
     rows: tl.tensor,  # [tokens, HEADS, DIM]: queries, then keys, then values
     token_stride: tl.tensor,
     head_stride: tl.tensor,
-    cos: tl.tensor,  # [tokens or positions, HALF]
+    cos: tl.tensor,  # [tokens, HALF]
     sin: tl.tensor,
     angle_stride: tl.tensor,
-    positions: tl.tensor,  # [tokens]
     slots: tl.tensor,  # [tokens]
     keys: tl.tensor,  # [blocks, KV_HEADS, BLOCK_SIZE, DIM]
     key_scales: tl.tensor,  # [1], or [blocks, KV_HEADS, BLOCK_SIZE]
@@ -179,8 +161,7 @@ def _rotate_and_write_kernel(
     changes = inside & (head >= QUERIES) & (FORMAT != "plain")
     if HALF > 0:
         turns = inside & (head < QUERIES + KV_HEADS) & (d < 2 * HALF)
-        angle = token if positions is None else tl.load(positions + token)
-        angle *= angle_stride
+        angle = token * angle_stride
         number = _turned(number, rows, turns, cos + angle, sin + angle, d, HALF)
         changes |= turns
     if keys is not None:

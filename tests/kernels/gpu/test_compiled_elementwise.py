@@ -91,7 +91,7 @@ def build_rotary(capability: int, dtype: torch.dtype, form: str, dim: int, half:
     types = {
         "rows": POINTERS[dtype], "slots": "*i64", "keys": stored, "values": stored,
         "key_scales": "*fp32", "value_scales": "*fp32",
-        "cos": "*fp32", "sin": "*fp32", "positions": "*i64",
+        "cos": "*fp32", "sin": "*fp32",
     }  # fmt: skip
     constants: dict[str, Any] = {
         "QUERIES": 32, "KV_HEADS": 8, "HEADS": 48, "DIM": dim, "HALF": half, "BLOCK_SIZE": 16,
@@ -100,7 +100,7 @@ def build_rotary(capability: int, dtype: torch.dtype, form: str, dim: int, half:
     }  # fmt: skip
     missing = [] if form != "plain" else ["key_scales", "value_scales"]
     if half == 0:
-        missing += ["cos", "sin", "positions"]
+        missing += ["cos", "sin"]
         constants["angle_stride"] = 0
     for name in missing:
         constants[name] = None
@@ -135,7 +135,7 @@ def test_rotation_and_write(
 
 def test_heads_are_turned_without_a_cache() -> None:
     constants: dict[str, Any] = dict.fromkeys(
-        ("positions", "slots", "keys", "values", "key_scales", "value_scales")
+        ("slots", "keys", "values", "key_scales", "value_scales")
     )
     constants |= {
         "QUERIES": 16, "KV_HEADS": 0, "HEADS": 16, "DIM": 64, "HALF": 32, "BLOCK_SIZE": 1,

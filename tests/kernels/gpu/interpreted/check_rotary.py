@@ -107,27 +107,6 @@ def test_write_alone(
     same_bits(kv.values, other_kv.values)
 
 
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.int8], ids=str)
-def test_angles_are_gathered_from_tables(stored: torch.dtype, device: str) -> None:
-    layout = HeadLayout(4, 2, 32)
-    qkv, slots = random_step(layout, torch.bfloat16, device)
-    angle = torch.rand(50, 16, device=device) * 6
-    positions = torch.randint(0, 50, (TOKENS,), device=device)
-    tables = angle.cos(), angle.sin()
-    own, other = qkv.clone(), qkv.clone()
-    kv, other_kv = (empty_layer(stored, layout, device) for _ in range(2))
-    rotary.rope_and_write(own, layout, *tables, kv, slots, positions)
-    gathered = (table[positions] for table in tables)
-    rotary.rope_and_write(other, layout, *gathered, other_kv, slots)
-    assert torch.equal(own, other)
-    same_bits(kv.keys, other_kv.keys)
-    heads = qkv.view(TOKENS, -1, 32)[:, :4]
-    expected = heads.clone()
-    rotate_half(expected, *(table[positions] for table in tables))
-    rotary.rotate_half_(heads, *tables, positions)
-    assert torch.equal(heads, expected)
-
-
 @pytest.mark.parametrize(("heads", "dim", "turned"), [(3, 24, 8), (16, 64, 64), (1, 6, 6)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_heads_inside_wider_rows_are_turned(
