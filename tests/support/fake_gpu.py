@@ -1,7 +1,7 @@
 """A GPU without numbers: torch's meta device, whose tensors have a shape and a type, and no more.
 
 What the engine gives it is checked as on a real one: tensors of the host do not meet those of the
-device, nothing is read from there but through a `Download`, and no kernel of triton is launched
+device, nothing is read from there but through a `download()`, and no kernel of triton is launched
 with a tensor of the host.
 """
 
@@ -70,7 +70,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
 
     for module in UPLOADING:
         monkeypatch.setattr(f"serving.engine.step.{module}.upload", gpu.upload)
-    monkeypatch.setattr("serving.engine.step.model_runner.Download", Download)
+    monkeypatch.setattr("serving.engine.step.model_runner.download", Download)
     # Loading may read: it looks for numbers that are none.
     monkeypatch.setattr("serving.models.weights.Checkpoint._warn_unless_finite", lambda *_: None)
     monkeypatch.setattr("serving.kernels.gpu.ops.processors", lambda _: PROCESSORS)

@@ -6,7 +6,7 @@ that need not be.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,31 @@ def _torch_type(array: Array) -> torch.dtype:
     return torch.from_numpy(np.empty(0, array.dtype)).dtype
 
 
-class Download:
-    """Numbers on their way to the host: int64 ones below 2^31, and float32 ones."""
+class Download(Protocol):
+    """Numbers on their way to the host."""
+
+    def wait(self) -> list[Array]:
+        """The numbers: integers, and float32. Raises what the device's work before it raised."""
+
+
+def download(parts: Sequence[torch.Tensor]) -> Download:
+    """Send int64 numbers below 2^31 and float32 ones to the host; on CPU they are there."""
+    return Arrived(parts) if parts[0].device.type == "cpu" else PackedDownload(parts)
+
+
+class Arrived:
+    """Numbers that are on the host. See `Download`."""
+
+    def __init__(self, parts: Sequence[torch.Tensor]) -> None:
+        self._parts = parts
+
+    def wait(self) -> list[Array]:
+        """See `Download`."""
+        return [part.numpy() for part in self._parts]
+
+
+class PackedDownload:
+    """One copy of all numbers, as words of 32 bits. See `Download`."""
 
     def __init__(self, parts: Sequence[torch.Tensor]) -> None:
         """Starts the copy, behind what the device has been given so far."""
@@ -64,7 +87,7 @@ class Download:
             self._arrived = torch.cuda.current_stream(there.device).record_event()
 
     def wait(self) -> list[Array]:
-        """The numbers, as int32 and float32. Raises what the device's work before it raised."""
+        """See `Download`."""
         if self._arrived is not None:
             self._arrived.synchronize()
         words, parts, start = self._host.numpy(), [], 0

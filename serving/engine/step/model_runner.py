@@ -16,7 +16,7 @@ import torch
 from serving.engine.plan import Choice, Plan
 from serving.engine.step.batch import ExpectedTokens, Ints, RowTable, ScoredChunk, StepArrays
 from serving.engine.step.decode_graphs import DecodeGraphs, Recorder, SparePlace
-from serving.engine.step.device_copy import Download, upload
+from serving.engine.step.device_copy import Download, download, upload
 from serving.engine.step.logit_rules import TokenMasks
 from serving.engine.step.sampler import Chosen, Sampler
 from serving.engine.step.step_inputs import known_ids, pad, step_inputs
@@ -131,8 +131,8 @@ class ModelRunner:
             parts += [chosen.ids, chosen.logprobs]
             if chosen.tops is not None:
                 parts += [chosen.tops.ids, chosen.tops.logprobs]
-        download = Download(parts) if parts else None
-        return Pending(launched, chosen, download, self._table.expect(launched.sample_rows))
+        sent = download(parts) if parts else None
+        return Pending(launched, chosen, sent, self._table.expect(launched.sample_rows))
 
     def finish(self, pending: Pending) -> StepResult:
         """Wait for the tokens of a step. Raises what its work on the device has raised."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.engine.step.device_copy import Download, packed, upload
+from serving.engine.step.device_copy import Arrived, PackedDownload, download, packed, upload
 
 CPU = torch.device("cpu")
 ARRAYS = [
@@ -30,10 +30,11 @@ def test_one_copy_holds_all_arrays() -> None:
     assert all(part.data_ptr() % 16 == 0 for part in parts if part.numel())
 
 
-def test_numbers_come_back_with_all_their_bits() -> None:
+@pytest.mark.parametrize("way", [Arrived, PackedDownload])
+def test_numbers_come_back_with_all_their_bits(way: type[Arrived | PackedDownload]) -> None:
     ids = torch.tensor([[7, 2**31 - 1], [0, 5]])
     scores = torch.tensor([float("-inf"), 1e-38, -0.0, float("nan")])
-    found = Download([ids, scores, torch.empty(0)]).wait()
+    found = way([ids, scores, torch.empty(0)]).wait()
     assert found[0].tolist() == ids.tolist()
     assert found[1].view(np.int32).tolist() == scores.view(torch.int32).tolist()
     assert found[2].shape == (0,)
@@ -41,4 +42,10 @@ def test_numbers_come_back_with_all_their_bits() -> None:
 
 def test_a_part_need_not_be_contiguous() -> None:
     scores = torch.arange(6.0).view(2, 3).T
-    assert Download([scores]).wait()[0].tolist() == scores.tolist()
+    assert PackedDownload([scores]).wait()[0].tolist() == scores.tolist()
+
+
+def test_nothing_is_copied_on_the_host() -> None:
+    scores = torch.zeros(3)
+    (found,) = download([scores]).wait()
+    assert found.ctypes.data == scores.data_ptr()
