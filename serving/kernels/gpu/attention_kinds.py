@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.kernels.gpu.attention_proof import fault_of
+from serving.kernels.gpu.attention_proof import Attend, Write, fault_of, fault_of_writing
 from serving.kernels.gpu.attention_sample import AttentionShape, Sample
 from serving.kernels.gpu.flash_prefill import PrefillLibrary
 from serving.kernels.gpu.prefill_choice import choose, told
-from serving.kernels.kv_format import KvLayer, LatentKv
+from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout
 
@@ -33,10 +33,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class OwnKernels:
-    """Our kernels on a sample: `attend` runs them on all of it, `prompts` makes a run ready."""
+    """Our kernels, as they are proved and timed."""
 
-    attend: Callable[[Sample], None]
-    prompts: Callable[[Sample], Callable[[], None]]
+    write: Write
+    attend: Attend
+    prompts: Callable[[Sample], Callable[[], None]]  # makes attention of a sample's chunks ready
 
 
 class AttentionKinds:
@@ -48,11 +49,22 @@ class AttentionKinds:
         """`libraries`: that may be chosen where they suit a kind."""
         self._own, self._libraries, self._device = own, libraries, device
         self._chosen: dict[object, Choice] = {}
+        self._written: dict[object, bool] = {}
 
     @property
     def are_own(self) -> bool:
-        """Whether our kernels serve every kind so far."""
+        """Whether our kernels attend in every kind so far."""
         return all(choice.is_own for choice in self._chosen.values())
+
+    def writes(self, cache: CachedVectors, dtype: torch.dtype) -> bool:
+        """Whether our kernels put rows of `dtype` into such caches; the first call proves it."""
+        form = (cache.codes.shape[1:], cache.codes.dtype, dtype)
+        if form not in self._written:
+            fault = fault_of_writing(self._own.write, cache, dtype)
+            if fault is not None:
+                log.warning("writing of the kv cache: torch; not triton (%s)", fault)
+            self._written[form] = fault is None
+        return self._written[form]
 
     def choice(
         self, layout: HeadLayout, kv: KvLayer | LatentKv, rule: ScoreRule, dtype: torch.dtype

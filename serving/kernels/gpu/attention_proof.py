@@ -1,8 +1,8 @@
 """Proves at start that the attention of a model comes out right on its GPU, in its own shapes.
 
-Called by `ops.py` when the first step of a kind runs, in the warm-up. `proof.py` has proved the
-operations in one common shape; the size of a head, the form of the cache or a rule of the scores
-may still need a kernel that the compiler cannot build for this GPU, or builds wrong.
+Called by `attention_kinds.py` when the first step of a kind runs, in the warm-up. `proof.py` has
+proved the operations in one common shape; the size of a head, the form of the cache or a rule of
+the scores may still need a kernel that the compiler cannot build for this GPU, or builds wrong.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,14 @@ from dataclasses import replace
 import torch
 
 from serving.kernels.first_line import first_line
-from serving.kernels.gpu.attention_sample import AttentionShape, Sample, expected, make_sample
+from serving.kernels.gpu.attention_sample import (
+    AttentionShape,
+    Sample,
+    empty_like,
+    expected,
+    make_sample,
+)
+from serving.kernels.kv_format import CachedVectors
 from serving.kernels.torch_attention import ScoreRule
 
 CHUNKS = ((0, 7), (33, 130), (0, 40))  # cached and new tokens; more and less than a tile has
@@ -19,8 +26,12 @@ CONTEXTS = (1, 16, 300)  # of decodes
 WINDOW = 24  # at most, so that what is beyond is there
 TOLERANCE = 1e-2  # of the result's norm: rounding to bfloat16; a wrong row is off by more
 
+WRITTEN = 50  # tokens that are put into a cache
+
 # Attention of all rows of a sample into `sample.out`.
 Attend = Callable[[Sample], None]
+# Puts rows [tokens, kv_heads, dim] into slots of a cache, as `CachedVectors.store()` does.
+Write = Callable[[torch.Tensor, CachedVectors, torch.Tensor], None]
 
 
 def fault_of(
@@ -41,6 +52,25 @@ def fault_of(
         if not off <= TOLERANCE:  # NaN is not, either
             return f"attention of {what} is off by {off:.1e}"
     return None
+
+
+def fault_of_writing(write: Write, cache: CachedVectors, dtype: torch.dtype) -> str | None:
+    """What is wrong with writing rows of `dtype` into caches such as this one; None: nothing."""
+    device, noise = cache.codes.device, torch.Generator().manual_seed(0)
+    blocks = -(-WRITTEN // cache.block_size) + 1
+    slots = torch.randperm(blocks * cache.block_size, generator=noise)[:WRITTEN].to(device)
+    numbers = torch.randn(WRITTEN, cache.codes.shape[1], cache.codes.shape[3], generator=noise)
+    found, wanted = (numbers.to(device, dtype) for _ in range(2))
+    own, other = (empty_like(cache, blocks) for _ in range(2))
+    other.store(wanted, slots)
+    try:
+        write(found, own, slots)
+        every = torch.arange(blocks, device=device)
+        pairs = ((found, wanted), (own.load(every, dtype), other.load(every, dtype)))
+        off = max(deviation(one.cpu(), another.cpu()) for one, another in pairs)
+    except Exception as error:  # as above
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None if off <= TOLERANCE else f"what it writes is off by {off:.1e}"
 
 
 def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:

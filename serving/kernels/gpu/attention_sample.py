@@ -115,18 +115,24 @@ def _tables(lengths: Sequence[int], block_size: int, device: torch.device) -> li
     return list(torch.split(blocks, counts))
 
 
-def _empty_kv(blocks: int, shape: AttentionShape, device: torch.device) -> KvLayer | LatentKv:
-    def cache() -> CachedVectors:
-        size = (blocks, shape.layout.kv_heads, shape.block_size)
-        codes = torch.zeros(*size, shape.layout.head_dim, dtype=shape.stored, device=device)
-        stored = format_of(shape.stored)
-        if not stored.limit:
-            return CachedVectors(codes)
-        return CachedVectors(codes, torch.ones(size if stored.own_scales else (1,), device=device))
+def empty_like(cache: CachedVectors, blocks: int) -> CachedVectors:
+    """So many empty blocks of the same form; scales of a layer are those of `cache`."""
+    codes, scales = cache.codes, cache.scales
+    if scales is not None and format_of(codes.dtype).own_scales:
+        scales = scales.new_zeros(blocks, *scales.shape[1:])
+    return CachedVectors(codes.new_zeros(blocks, *codes.shape[1:]), scales)
 
-    return (
-        KvLayer(cache(), cache()) if shape.value_dim is None else LatentKv(cache(), shape.value_dim)
-    )
+
+def _empty_kv(blocks: int, shape: AttentionShape, device: torch.device) -> KvLayer | LatentKv:
+    size = (0, shape.layout.kv_heads, shape.block_size)
+    codes = torch.empty(*size, shape.layout.head_dim, dtype=shape.stored, device=device)
+    form, scales = format_of(shape.stored), None
+    if form.limit:
+        scales = torch.ones(size if form.own_scales else (1,), device=device)
+    caches = [empty_like(CachedVectors(codes, scales), blocks) for _ in range(2)]
+    if shape.value_dim is not None:
+        return LatentKv(caches[0], shape.value_dim)
+    return KvLayer(*caches)
 
 
 def _store(

@@ -35,7 +35,7 @@ class TritonOps(TorchOps):
         self._device = device
         self.compiled = device.type == "cuda"
         self._processors = processors(device)
-        own = OwnKernels(self._attend_sample, _own_prompts)
+        own = OwnKernels(rotary.write_vectors, self._attend_sample, _own_prompts)
         is_gpu = device.type == "cuda"
         self._kinds = AttentionKinds(own, candidates(), device) if is_gpu else None
 
@@ -99,13 +99,19 @@ class TritonOps(TorchOps):
         batch: AttentionBatch,
     ) -> None:
         """See `TorchOps`."""
-        rotary.rope_and_write(qkv, layout, cos, sin, kv, batch.slots)
+        if self._writes(kv.keys, qkv):
+            rotary.rope_and_write(qkv, layout, cos, sin, kv, batch.slots)
+        else:
+            super().rope_and_write(qkv, layout, cos, sin, kv, batch)
 
     def write(
         self, qkv: torch.Tensor, layout: HeadLayout, kv: KvLayer, batch: AttentionBatch
     ) -> None:
         """See `TorchOps`."""
-        rotary.write(qkv, layout, kv, batch.slots)
+        if self._writes(kv.keys, qkv):
+            rotary.write(qkv, layout, kv, batch.slots)
+        else:
+            super().write(qkv, layout, kv, batch)
 
     def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
         """See `TorchOps`."""
@@ -115,7 +121,10 @@ class TritonOps(TorchOps):
         self, rows: torch.Tensor, cache: CachedVectors, batch: AttentionBatch
     ) -> None:
         """See `TorchOps`."""
-        rotary.write_vectors(rows, cache, batch.slots)
+        if self._writes(cache, rows):
+            rotary.write_vectors(rows, cache, batch.slots)
+        else:
+            super().write_vectors(rows, cache, batch)
 
     def attention(
         self,
@@ -210,6 +219,9 @@ class TritonOps(TorchOps):
 
     def _attend_sample(self, sample: Sample) -> None:
         self._attend(sample.query, sample.kv, sample.batch, sample.rule, sample.out)
+
+    def _writes(self, cache: CachedVectors, rows: torch.Tensor) -> bool:
+        return self._kinds is None or self._kinds.writes(cache, rows.dtype)
 
     def _choice(
         self, layout: HeadLayout, kv: KvLayer | LatentKv, rule: ScoreRule, dtype: torch.dtype

@@ -29,7 +29,12 @@ class Kernels:
         self.right, self.proved = right, 0
 
     def own(self) -> OwnKernels:
-        return OwnKernels(self.attend, self.prompts)
+        return OwnKernels(self.write, self.attend, self.prompts)
+
+    def write(self, rows: torch.Tensor, cache: CachedVectors, slots: torch.Tensor) -> None:
+        self.proved += 1
+        if self.right:
+            cache.store(rows, slots)
 
     def attend(self, sample: Sample) -> None:
         self.proved += 1
@@ -58,6 +63,18 @@ def test_what_they_compute_wrong_is_left_to_torch(caplog: pytest.LogCaptureFixtu
     assert caplog.messages == [
         "attention (window 7): torch; not triton (attention of decodes is off by 1.0e+00)"
     ]
+
+
+def test_writing_is_proved_once_for_each_form(caplog: pytest.LogCaptureFixture) -> None:
+    kernels = Kernels(right=False)
+    kinds = AttentionKinds(kernels.own(), [], CPU)
+    assert [kinds.writes(CACHE, torch.bfloat16) for _ in range(3)] == [False] * 3
+    assert kernels.proved == 1
+    assert kinds.are_own  # of attention, nothing is known
+    assert caplog.messages == [
+        "writing of the kv cache: torch; not triton (what it writes is off by 1.0e+00)"
+    ]
+    assert AttentionKinds(Kernels().own(), [], CPU).writes(CACHE, torch.bfloat16)
 
 
 def test_a_kind_is_proved_once() -> None:

@@ -47,6 +47,9 @@ class Kinds:
     def __init__(self, choice: Choice) -> None:
         self.are_own, self._choice = choice.is_own, choice
 
+    def writes(self, *_: object) -> bool:
+        return self._choice.is_own
+
     def choice(self, *_: object) -> Choice:
         return self._choice
 
@@ -88,3 +91,21 @@ def test_plain_torch_serves_what_our_kernels_compute_wrong(library: Library) -> 
     assert library.calls == []
     assert not ops.is_capturable
     assert ops_with(Choice()).is_capturable
+
+
+def test_plain_torch_writes_what_our_kernels_write_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rope_and_write", "write", "write_vectors"):
+        monkeypatch.setattr(gpu_ops.rotary, name, lambda *_: pytest.fail("a wrong kernel"))
+    written = []
+    for ops in (ops_with(Choice(is_own=False)), TorchOps()):
+        torch.manual_seed(0)
+        scene = Scene(LAYOUT, torch.bfloat16)
+        rows = scene.batch.num_tokens
+        cos, sin = (torch.rand(rows, 16, generator=torch.Generator().manual_seed(1)),) * 2
+        ops.rope_and_write(scene.qkv, LAYOUT, cos, sin, scene.kv, scene.batch)
+        ops.write(scene.qkv, LAYOUT, scene.kv, scene.batch)
+        vectors = scene.qkv.view(rows, -1, 32)[:, :2].clone()
+        ops.write_vectors(vectors, scene.kv.values, scene.batch)
+        written.append((scene.qkv, scene.kv.keys.codes, scene.kv.values.codes))
+    for found, expected in zip(*written, strict=True):
+        assert torch.equal(found, expected)

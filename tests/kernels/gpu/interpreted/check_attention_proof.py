@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from serving.kernels.gpu.attention_proof import fault_of
+from serving.kernels.gpu.attention_proof import fault_of, fault_of_writing
 from serving.kernels.gpu.attention_sample import AttentionShape
 from serving.kernels.gpu.ops import TritonOps
+from serving.kernels.gpu.rotary import write_vectors
+from serving.kernels.kv_format import CachedVectors, format_of
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout
 
@@ -33,3 +35,14 @@ def test_slopes_of_heads(device: str) -> None:
     rule = ScoreRule(0.2, slopes=(0.5 ** torch.arange(1, 5)).to(there))
     shape = AttentionShape(HeadLayout(4, 4, 32), torch.float32, 16, torch.float32)
     assert fault_of(TritonOps(there)._attend_sample, shape, rule, there) is None
+
+
+@pytest.mark.parametrize("dim", [40, 128])
+@pytest.mark.parametrize("stored", [HALF, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_writing(stored: torch.dtype, dim: int, device: str) -> None:
+    codes = torch.empty(0, 2, 16, dim, dtype=stored, device=device)
+    scales = None
+    if format_of(stored).limit:
+        own = format_of(stored).own_scales
+        scales = torch.full((0, 2, 16) if own else (1,), 0.7, device=device)
+    assert fault_of_writing(write_vectors, CachedVectors(codes, scales), HALF) is None
