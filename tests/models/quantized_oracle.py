@@ -6,13 +6,12 @@ library.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rank_group import Answer
 from reference import load_reference
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -114,23 +113,3 @@ def load_plain(path: Path) -> nn.Module:
         model: Any = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
         return model.eval()  # type: ignore[no-any-return]
     return load_reference(path)
-
-
-@torch.no_grad()
-def answers(model: Any, prompts: Sequence[list[int]], found: Sequence[Answer]) -> list[Answer]:
-    """The greedy tokens behind every beginning of what was found, and their logits.
-
-    They are what was found exactly if that is greedy, and take one pass for all of them.
-    """
-    return [_answer(model, *pair) for pair in zip(prompts, found, strict=True)]
-
-
-def _answer(model: Any, prompt: list[int], found: Answer) -> Answer:
-    begun = found.tokens[:-1]
-    if model.config.is_encoder_decoder:
-        started = torch.tensor([[model.config.decoder_start_token_id, *begun]])
-        given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": started}
-    else:
-        given = {"input_ids": torch.tensor([prompt + begun])}
-    rows = model(**given, use_cache=False).logits[0, -len(found.tokens) :]
-    return Answer(rows.argmax(-1).tolist(), rows)

@@ -11,6 +11,7 @@ import quantized_oracle as oracle
 import seq2seq_rig
 import torch
 from rank_group import Answer, Job, run_jobs
+from reference import answers
 from sequence_rig import SequenceRig
 from written_checkpoint import PLAIN
 
@@ -56,16 +57,12 @@ class Case:
         model = oracle.load_plain(plain)
         if self.rounds:
             oracle.round_rows(model, size)
-        return Comparison(oracle.answers(model, self.prompts, found), found)
+        return Comparison(answers(model, self.prompts, found), found)
 
     def on_one_rank(self) -> list[Answer]:
         """With the compiled operations where they are there, all prompts in one batch."""
         ops = CompiledOps() if cpu_ops.load() else TorchOps()
-        rig = self._rig(ops)
-        for number, prompt in enumerate(self.prompts):
-            rig.add(number, prompt, TOKENS)
-        rig.run()
-        return [Answer(rig.tokens[i], torch.stack(rig.logits[i])) for i in range(len(LENGTHS))]
+        return self._rig(ops).answers(self.prompts, TOKENS)
 
     def _rig(self, ops: TorchOps) -> SequenceRig:
         path, flag = self.checkpoint, self.flag
@@ -109,6 +106,6 @@ def compare(cases: Sequence[Case], directory: Path) -> Results:
         Job(case.checkpoint, case.prompts, TOKENS, quantize=case.flag, kind=case.kind)
         for case in cases
     ]
-    for case, answers in zip(cases, run_jobs("decoder", jobs, directory), strict=True):
-        results[case.name][2] = case.compare(answers, 2)
+    for case, found in zip(cases, run_jobs("decoder", jobs, directory), strict=True):
+        results[case.name][2] = case.compare(found, 2)
     return results

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rank_group import Answer
 
 from serving.engine.plan import Plan
 from serving.engine.schedule.block_manager import BlockManager
@@ -141,3 +142,10 @@ class SequenceRig:
             pass
         self.blocks.check_idle()
         return self.tokens
+
+    def answers(self, prompts: list[list[int]], tokens: int) -> list[Answer]:
+        """So many greedy tokens for each prompt, all in one batch; of a rig that is new."""
+        for number, prompt in enumerate(prompts):
+            self.add(number, prompt, tokens)
+        self.run()
+        return [Answer(self.tokens[i], torch.stack(self.logits[i])) for i in range(len(prompts))]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference import answers
 from safetensors.torch import load_file, save_file
 from seq2seq_rig import Seq2SeqRig, load
 from transformers import AutoModelForSeq2SeqLM
@@ -33,10 +34,10 @@ class Oracle:
         model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32).eval()
         source = random.Random(variant)
         self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
-        found = [greedy(model, prompt) for prompt in self.prompts]
-        self.tokens = [tokens for tokens, _ in found]
-        self.logits = [logits for _, logits in found]
         self.loaded = load(path, TorchOps())
+        found = answers(model, self.prompts, self.rig().answers(self.prompts, NEW_TOKENS))
+        self.tokens = [one.tokens for one in found]
+        self.logits = [one.logits for one in found]
 
     def rig(self, **options: int) -> Seq2SeqRig:
         return Seq2SeqRig(self.loaded, **options)
@@ -51,18 +52,6 @@ class Oracle:
         self.record(self.variant, column, error, agrees)
         assert agrees
         assert error < TOLERANCE
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
-    """Greedy tokens and the logits that chose them, recomputing everything at each token."""
-    ids, rows = [model.config.decoder_start_token_id], []
-    for _ in range(NEW_TOKENS):
-        inputs, outputs = torch.tensor([prompt]), torch.tensor([ids])
-        row = model(input_ids=inputs, decoder_input_ids=outputs, use_cache=False).logits[0, -1]
-        rows.append(row)
-        ids.append(int(row.argmax()))
-    return ids[1:], torch.stack(rows)
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))

@@ -1,7 +1,6 @@
 """GGUF files of every served architecture: the logits and greedy tokens of transformers."""
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import gguf_rig
@@ -10,8 +9,8 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from gguf_checkpoints import Made, Row, make
 from gguf_rows import ROWS
-from rank_group import Job, run_jobs
-from reference import load_reference
+from rank_group import Answer, Job, run_jobs
+from reference import answers, load_reference
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from serving.models.gguf.architectures import ARCHITECTURES
@@ -43,46 +42,29 @@ READ_BY_TRANSFORMERS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Greedy:
-    """What transformers makes of a prompt."""
-
-    prompt: list[int]
-    tokens: list[int]
-    logits: torch.Tensor
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> Greedy:
-    ids, rows = list(prompt), []
-    for _ in range(NEW_TOKENS):
-        rows.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1])
-        ids.append(int(rows[-1].argmax()))
-    return Greedy(prompt, ids[len(prompt) :], torch.stack(rows))
-
-
-def oracle(checkpoint: Path) -> list[Greedy]:
-    model = load_reference(checkpoint)
+def prompts_of(checkpoint: Path) -> list[list[int]]:
     source = random.Random(checkpoint.parent.name)
-    prompts = [[source.randrange(3, 320) for _ in range(n)] for n in LENGTHS]
-    return [greedy(model, prompt) for prompt in prompts]
+    return [[source.randrange(3, 320) for _ in range(n)] for n in LENGTHS]
 
 
-def check(directory: Path, expected: list[Greedy]) -> None:
+def compare(made: Made, found: list[Answer]) -> None:
+    """What was found for the prompts, with what transformers makes of the checkpoint."""
+    model = load_reference(made.checkpoint)
+    for one, other in zip(found, answers(model, prompts_of(made.checkpoint), found), strict=True):
+        assert one.tokens == other.tokens
+        assert (one.logits - other.logits).abs().max() < TOLERANCE
+
+
+def check(made: Made, directory: Path) -> None:
     """All prompts in one mixed batch."""
-    rig = gguf_rig.rig(directory)
-    for number, one in enumerate(expected):
-        rig.add(number, one.prompt, NEW_TOKENS)
-    rig.run()
-    for number, one in enumerate(expected):
-        assert rig.tokens[number] == one.tokens
-        assert (torch.stack(rig.logits[number]) - one.logits).abs().max() < TOLERANCE
+    rig = gguf_rig.rig(gguf_rig.prepared(made.file, directory))
+    compare(made, rig.answers(prompts_of(made.checkpoint), NEW_TOKENS))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_an_architecture(row: Row, tmp_path: Path) -> None:
     made = make(row, tmp_path)
-    check(gguf_rig.prepared(made.file, tmp_path), oracle(made.checkpoint))
+    check(made, tmp_path)
     if row.name in READ_BY_TRANSFORMERS:
         check_file(made)
 
@@ -108,22 +90,19 @@ def check_file(made: Made) -> None:
 )
 def test_a_type_of_tensors(row: Row, kind: Type, tmp_path: Path) -> None:
     made = make(row, tmp_path, kind, **WIDE)
-    check(gguf_rig.prepared(made.file, tmp_path), oracle(made.checkpoint))
+    check(made, tmp_path)
 
 
 def test_two_ranks(tmp_path: Path) -> None:
     """Heads, groups of blocks and experts are cut where ranks meet."""
-    jobs, expected = [], []
+    jobs, models = [], []
     for row, kind in ON_TWO_RANKS:
         directory = tmp_path / row.name
-        made = make(row, directory, kind, **(WIDE if row in QUANTIZED else {}))
-        expected.append(oracle(made.checkpoint))
-        prompts = [one.prompt for one in expected[-1]]
-        jobs.append(Job(gguf_rig.prepared(made.file, directory), prompts, NEW_TOKENS))
-    for answers, wanted in zip(run_jobs("decoder", jobs, tmp_path), expected, strict=True):
-        assert [one.tokens for one in answers] == [one.tokens for one in wanted]
-        for answer, one in zip(answers, wanted, strict=True):
-            assert (answer.logits - one.logits).abs().max() < TOLERANCE
+        models.append(make(row, directory, kind, **(WIDE if row in QUANTIZED else {})))
+        prompts = prompts_of(models[-1].checkpoint)
+        jobs.append(Job(gguf_rig.prepared(models[-1].file, directory), prompts, NEW_TOKENS))
+    for made, found in zip(models, run_jobs("decoder", jobs, tmp_path), strict=True):
+        compare(made, found)
 
 
 def test_every_architecture_has_a_row() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from mamba_rig import Loaded, MambaRig, load
-from rank_group import Job, run_jobs
+from rank_group import Answer, Job, run_jobs
+from reference import answers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,6 +29,11 @@ ROOT = Path(__file__).parent.parent.parent
 Record = Callable[[str, str, float, bool], None]
 
 
+def prompts_of(variant: str) -> list[list[int]]:
+    source = random.Random(variant)
+    return [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
+
+
 class Oracle:
     """A checkpoint, its greedy outputs and logits by transformers, and our model."""
 
@@ -35,12 +41,11 @@ class Oracle:
         self.variant, self.record = variant, record
         self.path = write_checkpoint(variant, path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        source = random.Random(variant)
-        self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
-        found = [greedy(self.model, prompt) for prompt in self.prompts]
-        self.tokens = [tokens for tokens, _ in found]
-        self.logits = [logits for _, logits in found]
+        self.prompts = prompts_of(variant)
         self.loaded: Loaded = load(path, TorchOps())
+        found = answers(self.model, self.prompts, self.rig().answers(self.prompts, NEW_TOKENS))
+        self.tokens = [one.tokens for one in found]
+        self.logits = [one.logits for one in found]
 
     def rig(self, **options: int) -> MambaRig:
         return MambaRig(self.loaded, **options)
@@ -62,17 +67,6 @@ class Oracle:
         ids = torch.tensor([self.prompts[index]])
         logprobs = self.model(ids, use_cache=False).logits[0].log_softmax(-1)
         return logprobs[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
-    """Greedy tokens and the logits that chose them, recomputing everything at each token."""
-    ids, rows = list(prompt), []
-    for _ in range(NEW_TOKENS):
-        row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-        rows.append(row)
-        ids.append(int(row.argmax()))
-    return ids[len(prompt) :], torch.stack(rows)
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
@@ -195,8 +189,22 @@ def test_half_precision_is_as_exact_as_transformers(oracle: Oracle) -> None:
     assert max(ours) < 1.5 * max(theirs)
 
 
-def test_two_ranks_give_the_tokens_of_transformers(oracle: Oracle, tmp_path: Path) -> None:
-    (found,) = run_jobs("state_space", [Job(oracle.path, oracle.prompts[:3], 12)], tmp_path)
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Answer]]:
+    """Of each variant, what two ranks give; all in one pair of processes."""
+    directory = tmp_path_factory.mktemp("ranks")
+    jobs = [
+        Job(write_checkpoint(variant, directory / variant), prompts_of(variant)[:3], 12)
+        for variant in sorted(VARIANTS)
+    ]
+    found = run_jobs("state_space", jobs, directory)
+    return dict(zip(sorted(VARIANTS), found, strict=True))
+
+
+def test_two_ranks_give_the_tokens_of_transformers(
+    oracle: Oracle, on_two_ranks: dict[str, list[Answer]]
+) -> None:
+    found = on_two_ranks[oracle.variant]
     pairs = zip(found, oracle.logits[:3], strict=True)
     error = max(float((one.logits - logits[:12]).abs().max()) for one, logits in pairs)
     agrees = [one.tokens for one in found] == [tokens[:12] for tokens in oracle.tokens[:3]]

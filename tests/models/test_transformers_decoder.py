@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference import answers
 from transformers import AutoModelForCausalLM
 from undeclared_models import ARCHITECTURES, write_undeclared
 from undeclared_rig import UndeclaredRig
@@ -35,24 +36,13 @@ class Oracle:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         source = random.Random(model_type)
         self.prompts = [[source.randrange(3, 320) for _ in range(n)] for n in PROMPTS]
-        found = [greedy(model, prompt) for prompt in self.prompts]
-        self.tokens = [tokens for tokens, _ in found]
-        self.logits = [logits for _, logits in found]
         self.decoder = load(path, TorchOps())
+        found = answers(model, self.prompts, self.rig().answers(self.prompts, NEW_TOKENS))
+        self.tokens = [one.tokens for one in found]
+        self.logits = [one.logits for one in found]
 
     def rig(self, **options: object) -> UndeclaredRig:
         return UndeclaredRig(self.decoder, TorchOps(), **options)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
-    """Greedy tokens and the logits that chose them, recomputing everything at each token."""
-    ids, rows = list(prompt), []
-    for _ in range(NEW_TOKENS):
-        row = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-        rows.append(row)
-        ids.append(int(row.argmax()))
-    return ids[len(prompt) :], torch.stack(rows)
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import torch
 from rank_group import Answer, Job, run_jobs
-from reference import load_reference
+from reference import answers, load_reference
 
 from local_mode.tiny_model import VARIANTS, write_checkpoint
 
@@ -39,34 +38,23 @@ class Result:
         return [one.tokens for one in self.found] == [one.tokens for one in self.expected]
 
 
-@torch.no_grad()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> Answer:
-    """Greedy tokens by transformers and their logits, everything recomputed at each token."""
-    ids, rows = list(prompt), []
-    for _ in range(NEW_TOKENS):
-        rows.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1])
-        ids.append(int(rows[-1].argmax()))
-    return Answer(ids[len(prompt) :], torch.stack(rows))
-
-
 def results_of(
     variants: list[str], directory: Path, size: int = 2, way: str = "compiled"
 ) -> dict[str, Result]:
     """Each variant on one group of ranks, and by transformers."""
-    jobs, expected = [], {}
+    jobs, models = [], {}
     for variant in variants:
         path = write_checkpoint(variant, directory / variant)
-        model = load_reference(path)
+        models[variant] = load_reference(path)
         source = random.Random(variant)
         prompts = [[source.randrange(3, 320) for _ in range(n)] for n in LENGTHS]
-        expected[variant] = [greedy(model, prompt) for prompt in prompts]
         jobs.append(Job(path, prompts, NEW_TOKENS))
     jobs.append(replace(jobs[variants.index(REPLICATED)], overlaps=True))
-    expected[OVERLAPPING] = expected[REPLICATED]
+    models[OVERLAPPING] = models[REPLICATED]
     found = run_jobs("decoder", jobs, directory, size, way)
     return {
-        label: Result(expected[label], answers)
-        for label, answers in zip([*variants, OVERLAPPING], found, strict=True)
+        label: Result(answers(model, job.prompts, own), own)
+        for (label, model), job, own in zip(models.items(), jobs, found, strict=True)
     }
 
 
