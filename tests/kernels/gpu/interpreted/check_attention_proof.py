@@ -37,7 +37,7 @@ def test_slopes_of_heads(device: str) -> None:
     assert fault_of(TritonOps(there)._attend_sample, shape, rule, there) is None
 
 
-@pytest.mark.parametrize("dim", [40, 128])
+@pytest.mark.parametrize("dim", [40])
 @pytest.mark.parametrize("stored", [HALF, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
 def test_writing(stored: torch.dtype, dim: int, device: str) -> None:
     codes = torch.empty(0, 2, 16, dim, dtype=stored, device=device)
