@@ -31,7 +31,7 @@ def install() -> None:
 
 
 class Patches:
-    """Puts the interpreter's functions into the modules that a kernel sees, and leaves them there."""
+    """Puts the interpreter's functions into the modules that a kernel sees, and leaves them."""
 
     def __init__(self, patch: Callable[[Any], Any]) -> None:
         self._patch = patch
