@@ -119,8 +119,8 @@ class SignalPipe:
         return self._reader.fileno()
 
     def wake(self) -> None:
-        """Make the socket readable without a signal; for other threads."""
-        with contextlib.suppress(BlockingIOError):  # full: it is readable already
+        """Make the socket readable without a signal; for other threads, even after `close`."""
+        with contextlib.suppress(OSError):  # full, so it is readable already; or nobody reads it
             self._writer.send(b"\0")
 
     def read(self) -> None:

@@ -75,6 +75,13 @@ def test_waking_is_no_stop_signal() -> None:
         assert signals.stop is None
 
 
+def test_waking_a_launcher_that_has_ended_is_nothing() -> None:
+    """A search for a model goes on in its thread while the launcher ends."""
+    signals = SignalPipe()
+    signals.close()
+    signals.wake()
+
+
 def test_former_handlers_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     SignalPipe().close()
