@@ -6,6 +6,7 @@ spec and its products are the engine's own. Next: `engine_rig.py`.
 """
 
 import math
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -33,8 +34,11 @@ class DrawnTensors:
 
     def __init__(self, shapes: Shapes, dtype: torch.dtype, device: torch.device, seed: int) -> None:
         self.device = device
-        self._shapes, self._dtype = shapes, dtype
-        self._noise = torch.Generator(device).manual_seed(seed)
+        self._shapes, self._dtype, self._seed = shapes, dtype, seed
+
+    @cached_property
+    def _noise(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self._seed)
 
     @property
     def num_bytes(self) -> int:

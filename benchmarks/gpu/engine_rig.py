@@ -16,6 +16,7 @@ from serving.engine.plan import Admission, Plan
 from serving.engine.start import warm_up
 from serving.engine.start.graph_sizes import recorded_sizes
 from serving.engine.start.model_loader import LoadedModel
+from serving.engine.start.recorded_steps import use_if_right
 from serving.engine.step.batch import RowTable
 from serving.engine.step.decode_graphs import CudaRecorder, DecodeGraphs, SparePlace
 from serving.engine.step.model_runner import ModelRunner, Pending
@@ -41,8 +42,11 @@ class Rig:
         self._spare = SparePlace(limits.max_rows, limits.num_blocks, BLOCK_SIZE)
         self._num_rows = table.num_rows
         if self.recorded:
-            longest = limits.max_total_tokens
-            self.runner.record(self.recorded, CudaRecorder(), self._spare, longest)
+            use_if_right(self.runner, self._record, model.shard)
+
+    def _record(self) -> None:
+        longest = self.limits.max_total_tokens
+        self.runner.record(self.recorded, CudaRecorder(), self._spare, longest)
 
     @torch.inference_mode()
     def fill_pool(self) -> None:

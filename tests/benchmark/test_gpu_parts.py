@@ -41,7 +41,6 @@ def test_a_drawn_model_reads_every_tensor_of_a_checkpoint_once(shape: str, untie
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.gpu.drawn_model.DrawnTensors", Counted)
-        patch.setattr(torch, "Generator", lambda device: torch._C.Generator("cpu"))
         model = draw_model(given, meta, TorchOps(), context_length=64)
     embedding = given.vocabulary * given.hidden
     assert sum(seen) == roofline.step_weights(given) + untied * embedding

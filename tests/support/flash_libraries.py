@@ -1,7 +1,7 @@
 """Attention libraries that are not here: their signatures and checks, with plain sums behind them.
 
-Source: flash-attn 2.8.3 (`flash_attn_interface.py`, `mha_varlen_fwd` of `flash_api.cpp`), and
-`torch/nn/attention/varlen.py` of torch 2.11.
+Source: flash-attn 2.8.3 (`flash_attn_interface.py`, `mha_varlen_fwd` of `flash_api.cpp`), its
+`hopper/flash_attn_interface.py`, and `torch/nn/attention/varlen.py` of torch 2.11.
 """
 
 from collections.abc import Iterator
@@ -41,6 +41,41 @@ def flash_attn_varlen_func(
     return _attention(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
         (left, 0 if causal else right), softcap, alibi_slopes,
+    )  # fmt: skip
+
+
+def flash_attn_3_varlen_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    seqused_q: torch.Tensor | None = None,
+    seqused_k: torch.Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    qv: torch.Tensor | None = None,
+    q_descale: torch.Tensor | None = None,
+    k_descale: torch.Tensor | None = None,
+    v_descale: torch.Tensor | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    attention_chunk: int = 0,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+    pack_gqa: bool | None = None,
+    deterministic: bool = False,
+    sm_margin: int = 0,
+    return_attn_probs: bool = False,
+) -> torch.Tensor:
+    """flash-attn's for Hopper."""
+    assert (seqused_q, seqused_k, qv, q_descale, k_descale, v_descale) == (None,) * 6
+    assert (attention_chunk, num_splits, return_attn_probs) == (0, 1, False)
+    left, right = window_size
+    return _attention(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
+        (left, 0 if causal else right), softcap, None,
     )  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout
 
 log = logging.getLogger(__name__)
-LARGEST_HEAD = 256  # numbers; of FlashAttention 2, which is in both libraries
+LARGEST_HEAD = 256  # numbers; of all FlashAttentions
 HEAD_UNIT = 8
+HOPPER = (9, 0)  # the compute capability that FlashAttention 3 is written for
 
 
 class PrefillLibrary(Protocol):
@@ -86,6 +87,43 @@ class FlashAttention:
         out.copy_(found)
 
 
+class FlashAttention3:
+    """flash-attn's kernels for Hopper. Source: Shah et al., FlashAttention-3, arXiv 2407.08608."""
+
+    name = "flash-attn 3"
+
+    def __init__(self, attend: Callable[..., Any]) -> None:
+        """`attend`: its `flash_attn_varlen_func`."""
+        self._attend = attend
+
+    def reason_not(
+        self, layout: HeadLayout, rule: ScoreRule, dtype: torch.dtype, device: torch.device
+    ) -> str | None:
+        """Why it cannot serve attention of this kind; None: it can."""
+        if rule.slopes is not None:
+            return "no linear biases"
+        return _reason_not(layout, dtype, device, HOPPER)
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        starts: torch.Tensor,
+        longest: int,
+        rule: ScoreRule,
+        out: torch.Tensor,
+    ) -> None:
+        """Write the attention of every chunk over itself to `out`; see `PrefillLibrary`."""
+        found = self._attend(
+            query, key, value, starts, starts, longest, longest,
+            softmax_scale=rule.scale, causal=True, window_size=_window(rule),
+            softcap=rule.soft_cap,
+        )  # fmt: skip
+        # Its first versions return the logarithms of the sums, too.
+        out.copy_(found[0] if isinstance(found, tuple) else found)
+
+
 class TorchVarlen:
     """`torch.nn.attention.varlen`: torch's own build of FlashAttention 2."""
 
@@ -134,6 +172,8 @@ class TorchVarlen:
 def candidates() -> list[PrefillLibrary]:
     """The libraries that are installed; one that does not load is named in the log."""
     found: list[PrefillLibrary] = []
+    if (hopper := _module("flash_attn_interface")) is not None:
+        found.append(FlashAttention3(hopper.flash_attn_varlen_func))
     if (flash := _module("flash_attn")) is not None:
         found.append(FlashAttention(flash.flash_attn_varlen_func))
     if (varlen := _module("torch.nn.attention.varlen")) is not None:
@@ -154,8 +194,13 @@ def _module(name: str) -> Any | None:
     return None
 
 
-def _reason_not(layout: HeadLayout, dtype: torch.dtype, device: torch.device) -> str | None:
-    if (reason := reason_not_on(device, dtype, OLDEST)) is not None:
+def _reason_not(
+    layout: HeadLayout,
+    dtype: torch.dtype,
+    device: torch.device,
+    oldest: tuple[int, int] = OLDEST,
+) -> str | None:
+    if (reason := reason_not_on(device, dtype, oldest)) is not None:
         return reason
     if dtype == torch.float32:
         return f"no kernel for {dtype}"

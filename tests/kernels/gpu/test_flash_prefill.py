@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from flash_libraries import flash_attn_varlen_func, flash_kernels_on_cpu, varlen_attn_of_2_11
+from flash_libraries import (
+    flash_attn_3_varlen_func,
+    flash_attn_varlen_func,
+    flash_kernels_on_cpu,
+    varlen_attn_of_2_11,
+)
 from torch.nn.attention import varlen
 
 from serving.kernels import reference
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.kernels.gpu.flash_prefill import (
     FlashAttention,
+    FlashAttention3,
     PrefillLibrary,
     TorchVarlen,
     candidates,
@@ -38,6 +44,17 @@ def kernels() -> Iterator[list[str]]:
 
 def flash() -> PrefillLibrary:
     return FlashAttention(flash_attn_varlen_func)
+
+
+def hopper() -> PrefillLibrary:
+    return FlashAttention3(flash_attn_3_varlen_func)
+
+
+def first_of_hopper() -> PrefillLibrary:
+    def attend(*rows: Any, **options: Any) -> tuple[torch.Tensor, None]:
+        return flash_attn_3_varlen_func(*rows, **options), None
+
+    return FlashAttention3(attend)
 
 
 def older() -> PrefillLibrary:
@@ -88,7 +105,7 @@ def oracle(
 
 
 LAYOUTS = [HeadLayout(4, 2, 16), HeadLayout(6, 1, 8), HeadLayout(3, 3, 40)]
-LIBRARIES = [flash, older, installed, copying]
+LIBRARIES = [flash, hopper, first_of_hopper, older, installed, copying]
 
 
 @pytest.mark.parametrize("window", [0, 1, 5, 16, 33, 100])
@@ -107,6 +124,11 @@ def test_lengths(
 ) -> None:
     check(make(), HeadLayout(4, 2, 16), ScoreRule(0.25), lengths)
     check(make(), HeadLayout(4, 2, 16), ScoreRule(0.25, window=3), lengths, torch.float16)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_flash_attention_3_caps(window: int) -> None:
+    check(hopper(), HeadLayout(4, 2, 16), ScoreRule(0.5, window, 1.5))
 
 
 @pytest.mark.parametrize("window", [0, 5])
@@ -133,6 +155,17 @@ def test_what_torch_cannot_do(monkeypatch: Patch) -> None:
     assert library.reason_not(layout, ScoreRule(1.0, soft_cap=2.0), HALF, CUDA) == "no soft cap"
     slopes = ScoreRule(1.0, slopes=torch.ones(4))
     assert library.reason_not(layout, slopes, HALF, CUDA) == "no linear biases"
+
+
+def test_what_flash_attention_3_cannot_do(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    library, layout = hopper(), HeadLayout(4, 2, 64)
+    assert library.reason_not(layout, ScoreRule(1.0, 7, 2.0), HALF, CUDA) is None
+    slopes = ScoreRule(1.0, slopes=torch.ones(4))
+    assert library.reason_not(layout, slopes, HALF, CUDA) == "no linear biases"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    fault = "compute capability 8.9 is below 9.0"
+    assert library.reason_not(layout, ScoreRule(1.0), HALF, CUDA) == fault
 
 
 @pytest.mark.parametrize("make", [flash, installed])
@@ -179,18 +212,22 @@ def imports(monkeypatch: Patch) -> Callable[[str, Any], None]:
     return given.__setitem__
 
 
-def test_both_are_candidates(imports: Callable[[str, Any], None]) -> None:
-    package = ModuleType("flash_attn")
-    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
-    imports("flash_attn", package)
-    assert names(candidates()) == ["flash-attn", "torch's varlen_attn"]
+def test_all_that_are_installed_are_candidates(imports: Callable[[str, Any], None]) -> None:
+    for name, attend in (
+        ("flash_attn", flash_attn_varlen_func),
+        ("flash_attn_interface", flash_attn_3_varlen_func),
+    ):
+        package = ModuleType(name)
+        package.flash_attn_varlen_func = attend  # type: ignore[attr-defined]
+        imports(name, package)
+    assert names(candidates()) == ["flash-attn 3", "flash-attn", "torch's varlen_attn"]
     assert logging.getLogger("torch.nn.attention.varlen").level == logging.WARNING
 
 
 def test_what_is_not_installed_is_no_candidate(
     imports: Callable[[str, Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("flash_attn", "torch.nn.attention.varlen"):
+    for name in ("flash_attn", "flash_attn_interface", "torch.nn.attention.varlen"):
         imports(name, ModuleNotFoundError(f"No module named '{name}'", name=name))
     assert candidates() == []
     assert caplog.records == []
