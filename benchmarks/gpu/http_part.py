@@ -30,8 +30,8 @@ SPARE_TOKENS = 32  # of a sequence, for those that the server adds to a prompt
 WARM_TOKENS = 16
 # Of the server's log: what it has decided by itself.
 SHOWN_LINES = (
-    "operations: ", "kv pool: ", "recorded ", "decode steps are not", "prompt attention", "attention",
-    "writing of the kv cache",
+    "operations: ", "kv pool: ", "recorded ", "decode steps are not", "prompt attention",
+    "attention", "writing of the kv cache",
 )  # fmt: skip
 NAMES = (
     "output tokens a second", "prompt tokens a second", "first token, p50", "first token, p99",
