@@ -119,3 +119,20 @@ def test_a_restart_proves_the_model_with_a_prompt_and_a_decode(
     warm_up.run_short(model, BLOCK)
     assert [plan.num_decodes for plan in plans] == [0, 1]
     assert sum(sum(plan.lengths) for plan in plans) <= 3
+
+
+def test_steps_that_build_kernels_do_not_count(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or an engine that hangs would be given ten times as long as the compiler takes."""
+    seconds = iter([40.0, 30.0, 0.25, 0.5])
+    run = warm_up._timed
+
+    def timed(one: ModelRunner, plan: Plan) -> float:
+        run(one, plan)
+        return next(seconds)
+
+    monkeypatch.setattr(warm_up, "_timed", timed)
+    monkeypatch.setattr(warm_up, "_times_on", lambda device: 2)
+    assert warm_up.run(model, 32, 3, BLOCK, 100).seconds == 0.5
+    assert next(seconds, None) is None
