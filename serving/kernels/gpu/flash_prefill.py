@@ -58,7 +58,7 @@ class FlashAttention:
 
     name = "flash-attn"
 
-    def __init__(self, attend: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, attend: Callable[..., Any]) -> None:
         """`attend`: its `flash_attn_varlen_func`."""
         self._attend = attend
 
@@ -82,19 +82,20 @@ class FlashAttention:
         found = self._attend(
             query, key, value, starts, starts, longest, longest,
             softmax_scale=rule.scale, causal=True, window_size=_window(rule),
-            softcap=rule.soft_cap, alibi_slopes=rule.slopes,
+            softcap=rule.soft_cap, **self._more(rule),
         )  # fmt: skip
-        out.copy_(found)
+        # The first versions for Hopper return the logarithms of the sums, too.
+        out.copy_(found[0] if isinstance(found, tuple) else found)
+
+    def _more(self, rule: ScoreRule) -> dict[str, Any]:
+        """Arguments that only some versions have."""
+        return {"alibi_slopes": rule.slopes}
 
 
-class FlashAttention3:
+class FlashAttention3(FlashAttention):
     """flash-attn's kernels for Hopper. Source: Shah et al., FlashAttention-3, arXiv 2407.08608."""
 
     name = "flash-attn 3"
-
-    def __init__(self, attend: Callable[..., Any]) -> None:
-        """`attend`: its `flash_attn_varlen_func`."""
-        self._attend = attend
 
     def reason_not(
         self, layout: HeadLayout, rule: ScoreRule, dtype: torch.dtype, device: torch.device
@@ -104,24 +105,8 @@ class FlashAttention3:
             return "no linear biases"
         return _reason_not(layout, dtype, device, HOPPER)
 
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        starts: torch.Tensor,
-        longest: int,
-        rule: ScoreRule,
-        out: torch.Tensor,
-    ) -> None:
-        """Write the attention of every chunk over itself to `out`; see `PrefillLibrary`."""
-        found = self._attend(
-            query, key, value, starts, starts, longest, longest,
-            softmax_scale=rule.scale, causal=True, window_size=_window(rule),
-            softcap=rule.soft_cap,
-        )  # fmt: skip
-        # Its first versions return the logarithms of the sums, too.
-        out.copy_(found[0] if isinstance(found, tuple) else found)
+    def _more(self, rule: ScoreRule) -> dict[str, Any]:
+        return {}
 
 
 class TorchVarlen:

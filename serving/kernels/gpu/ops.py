@@ -140,17 +140,13 @@ class TritonOps(TorchOps):
         if not choice.is_own:
             return super().attention(qkv, layout, kv, batch, rule)
         output = torch.empty(query.shape, dtype=qkv.dtype, device=qkv.device)
-        self._attend_decodes(query, kv, batch, rule, output)
-        if batch.chunks:
-            library = choice.library
-            if library is None or any(chunk.cached_len for chunk in batch.chunks):
-                ragged_prefill(query, kv, ragged(batch), rule, output)
-            else:
-                chunks = slice(batch.num_decodes, batch.num_tokens)
-                starts, longest = _starts(batch)
-                library(
-                    query[chunks], key[chunks], value[chunks], starts, longest, rule, output[chunks]
-                )
+        is_fresh = bool(batch.chunks) and not any(chunk.cached_len for chunk in batch.chunks)
+        if choice.library is None or not is_fresh:
+            self._attend(query, kv, batch, rule, output)
+        else:
+            self._attend_decodes(query, kv, batch, rule, output)
+            own, (starts, longest) = slice(batch.num_decodes, batch.num_tokens), _starts(batch)
+            choice.library(query[own], key[own], value[own], starts, longest, rule, output[own])
         return output.view(qkv.shape[0], -1)
 
     def latent_attention(
