@@ -42,7 +42,7 @@ class Rig:
         self._spare = SparePlace(limits.max_rows, limits.num_blocks, BLOCK_SIZE)
         self._num_rows = table.num_rows
         if self.recorded:
-            use_if_right(self.runner, self._record, model.shard)
+            use_if_right(self.runner, self._record)
 
     def _record(self) -> None:
         longest = self.limits.max_total_tokens

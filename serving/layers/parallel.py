@@ -86,6 +86,10 @@ class ShardContext:
         dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
         return [int(value) for value in least]
 
+    def all_can(self, own: bool) -> bool:
+        """Whether all ranks can do what this one can, or cannot."""
+        return bool(self.agree_on_least([own])[0])
+
 
 def gather_in_one(tensor: torch.Tensor, size: int, group: dist.ProcessGroup | None) -> torch.Tensor:
     """[rows, n] of each of `size` ranks to [rows, size * n]: one launch of NCCL, and one copy."""

@@ -18,7 +18,7 @@ def recorded_sizes(setting: str | None, max_rows: int, model: LoadedModel) -> li
     """
     if model.device.type != "cuda":
         return []
-    (all_can,) = model.shard.agree_on_least([reason_not(model) is None])
+    all_can = model.shard.all_can(reason_not(model) is None)
     return graph_sizes(setting, max_rows) if all_can else []
 
 

@@ -11,14 +11,12 @@ from collections.abc import Callable
 
 from serving.engine.start.graph_sizes import graph_sizes, reason_not, recorded_sizes
 from serving.engine.start.model_loader import LoadedModel
-from serving.engine.step.decode_graphs import CudaRecorder, NotRecorded, SparePlace
+from serving.engine.step.decode_graphs import ANOTHER_RANK, CudaRecorder, NotRecorded, SparePlace
 from serving.engine.step.model_runner import ModelRunner
-from serving.layers.parallel import ShardContext
 from serving.protocol.messages import Limits
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
-ANOTHER_RANK = "another rank could not"
 
 
 def record_steps(
@@ -35,22 +33,18 @@ def record_steps(
         log.info("decode steps are not recorded: %s", reason_not(model) or others)
         return
     spare = SparePlace(limits.max_rows, limits.num_blocks, settings.block_size)
-    longest = limits.max_total_tokens
-    use_if_right(runner, lambda: runner.record(sizes, CudaRecorder(), spare, longest), model.shard)
+    longest, all_can = limits.max_total_tokens, model.shard.all_can
+    use_if_right(runner, lambda: runner.record(sizes, CudaRecorder(), spare, longest, all_can))
 
 
-def use_if_right(runner: ModelRunner, record: Callable[[], None], shard: ShardContext) -> None:
-    """Let `record` record steps of the runner, and use them if they are right on all ranks.
+def use_if_right(runner: ModelRunner, record: Callable[[], None]) -> None:
+    """Let `record` record steps of the runner, and use them if they are right.
 
     Raises as `record_steps()`.
     """
-    fault = None
     try:
         record()
         runner.prove_recorded()
     except NotRecorded as error:
-        fault = str(error)
-    (all_can,) = shard.agree_on_least([fault is None])
-    if not all_can:
         runner.forget_recorded()
-        log.warning("decode steps are not recorded: %s", fault or ANOTHER_RANK)
+        log.warning("decode steps are not recorded: %s", error)

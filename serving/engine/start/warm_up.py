@@ -96,7 +96,8 @@ def graph_bytes(model: LoadedModel, sizes: list[int], block_size: int, longest: 
     runner = _runner(model, 1, RowTable(rows, 1, block_size), rows)
     before = kv_cache.free_memory(model.device)
     try:
-        runner.record(sizes[-1:], CudaRecorder(), SparePlace(0, 0, block_size), longest)
+        spare = SparePlace(0, 0, block_size)
+        runner.record(sizes[-1:], CudaRecorder(), spare, longest, model.shard.all_can)
     except NotRecorded:
         return 0
     return max(before - kv_cache.free_memory(model.device), 0) + len(sizes) * GRAPH_BYTES

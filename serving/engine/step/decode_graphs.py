@@ -28,6 +28,8 @@ from serving.models.causal_model import CausalModel
 
 log = logging.getLogger(__name__)
 Replay = Callable[[], None]
+AllCan = Callable[[bool], bool]  # see `ShardContext.all_can`
+ANOTHER_RANK = "another rank could not"
 TOLERANCE = 1e-2  # of a result's norm; a replay launches the very kernels of the step
 
 
@@ -112,13 +114,18 @@ class DecodeGraphs:
         last_tokens: torch.Tensor,
         spare: SparePlace,
         longest: int,
+        all_can: AllCan = bool,
     ) -> None:
-        """`last_tokens`: see `ModelRunner`; `longest`: most tokens of a sequence."""
+        """`last_tokens`: see `ModelRunner`; `longest`: most tokens of a sequence.
+
+        `all_can`: ranks pad recorded steps to the same rows, so they record all of them or none.
+        """
         self._decoder = decoder
         self._pool = pool
         self._last_tokens = last_tokens
         self._spare = spare
         self._longest = longest
+        self._all_can = all_can
         self._width = -(-longest // spare.block_size)
         self._sizes: list[int] = []
         self._graphs: dict[int, _Graph] = {}
@@ -136,14 +143,7 @@ class DecodeGraphs:
             (self._sizes[-1], self._width), self._spare.block, dtype=torch.int32, device=device
         )
         for rows in reversed(self._sizes):
-            numbers = _Numbers(rows, self._spare, device)
-            try:
-                logits, replay = recorder.record(partial(self._run, numbers))
-            except Exception as error:  # whatever a library raises that cannot be recorded
-                if is_out_of_memory(error):
-                    raise
-                raise NotRecorded(f"{type(error).__name__}: {first_line(error)}") from error
-            self._graphs[rows] = _Graph(numbers, logits, replay)
+            self._graphs[rows] = self._recorded(_Numbers(rows, self._spare, device), recorder)
         log.info(
             "recorded decode steps of %s rows in %.1f s",
             ", ".join(map(str, self._sizes)), time.perf_counter() - started,
@@ -157,13 +157,15 @@ class DecodeGraphs:
         took a number of the host, or memory that is somebody else's by now.
         """
         other = self._spare.numbers(1, min(self._spare.block_size, self._longest))
+        fault = None
         for rows, graph in self._graphs.items():
             graph.numbers.fill(other)
             expected = self._run(graph.numbers).double()
             graph.replay()
             off = float((graph.logits.double() - expected).norm() / expected.norm())
             if not off <= TOLERANCE:  # NaN is not, either
-                raise NotRecorded(f"a replay of {rows} rows is off by {off:.1e}")
+                fault = fault or f"a replay of {rows} rows is off by {off:.1e}"
+        self._agree(fault)
 
     def has_room(self, arrays: StepArrays) -> bool:
         """Whether a recorded step can do what this one does."""
@@ -181,6 +183,22 @@ class DecodeGraphs:
         self._tables[:rows, :width].copy_(blocks)
         graph.replay()
         return graph.logits[: arrays.num_decodes]
+
+    def _recorded(self, numbers: _Numbers, recorder: Recorder) -> _Graph:
+        fault = None
+        try:
+            logits, replay = recorder.record(partial(self._run, numbers))
+        except Exception as error:  # whatever a library raises that cannot be recorded
+            if is_out_of_memory(error):
+                raise
+            fault = f"{type(error).__name__}: {first_line(error)}"
+        self._agree(fault)
+        return _Graph(numbers, logits, replay)
+
+    def _agree(self, fault: str | None) -> None:
+        """Raises `NotRecorded` if this rank has a fault, or another one."""
+        if not self._all_can(fault is None):
+            raise NotRecorded(fault or ANOTHER_RANK)
 
     def _run(self, numbers: _Numbers) -> torch.Tensor:
         """The step that is recorded."""

@@ -15,7 +15,7 @@ import torch
 
 from serving.engine.plan import Choice, Plan
 from serving.engine.step.batch import ExpectedTokens, Ints, RowTable, ScoredChunk, StepArrays
-from serving.engine.step.decode_graphs import DecodeGraphs, Recorder, SparePlace
+from serving.engine.step.decode_graphs import AllCan, DecodeGraphs, Recorder, SparePlace
 from serving.engine.step.device_copy import Download, download, upload
 from serving.engine.step.logit_rules import TokenMasks
 from serving.engine.step.sampler import Chosen, Sampler
@@ -85,13 +85,18 @@ class ModelRunner:
         self._undecided: ExpectedTokens | None = None  # what this rank was not told yet
 
     def record(
-        self, sizes: Sequence[int], recorder: Recorder, spare: SparePlace, longest: int
+        self,
+        sizes: Sequence[int],
+        recorder: Recorder,
+        spare: SparePlace,
+        longest: int,
+        all_can: AllCan = bool,
     ) -> None:
-        """Record decode steps of so many rows; `longest`: most tokens of a sequence.
+        """Record decode steps of so many rows; `longest`, `all_can`: see `DecodeGraphs`.
 
         Raises `NotRecorded`, or what a lack of memory raises (`out_of_memory.py`).
         """
-        graphs = DecodeGraphs(self._decoder, self._kv, self._last_tokens, spare, longest)
+        graphs = DecodeGraphs(self._decoder, self._kv, self._last_tokens, spare, longest, all_can)
         graphs.record(sizes, recorder)
         self._graphs = graphs
 

@@ -67,6 +67,6 @@ def test_steps_that_can_be_recorded_are() -> None:
 
 def test_no_rank_records_what_another_one_cannot() -> None:
     able = model()
-    able.shard = SimpleNamespace(agree_on_least=lambda values: [0 * value for value in values])
+    able.shard = SimpleNamespace(all_can=lambda own: False)
     assert reason_not(able) is None
     assert recorded_sizes(None, 8, able) == []

@@ -10,9 +10,8 @@ from sequence_rig import BLOCK_SIZE
 
 from local_mode.tiny_model import write_checkpoint
 from serving.engine.start.recorded_steps import use_if_right
-from serving.engine.step.decode_graphs import Recorder, Replay, SparePlace
+from serving.engine.step.decode_graphs import AllCan, Recorder, Replay, SparePlace
 from serving.kernels.torch_ops import TorchOps
-from serving.layers.parallel import SINGLE, ShardContext
 from serving.models.decoder import Decoder
 
 Recording = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Replay]]
@@ -25,13 +24,6 @@ class RecordsBy:
         self.record = record
 
 
-class WithAnotherRank(ShardContext):
-    """This rank can; another one could not."""
-
-    def agree_on_least(self, values: list[int]) -> list[int]:  # type: ignore[override]
-        return [min(value, 0) for value in values]
-
-
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     path = tmp_path_factory.mktemp("llama")
@@ -39,11 +31,13 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_decoder(path, TorchOps())
 
 
-def use(decoder: Decoder, recorder: Recorder, shard: ShardContext = SINGLE) -> Rig:
+def use(decoder: Decoder, recorder: Recorder, all_can: AllCan = bool) -> Rig:
     """A runner that was asked to record steps of one and two rows."""
     rig = Rig(decoder, TorchOps())
     spare = SparePlace(rig.max_rows, rig.num_blocks, BLOCK_SIZE)
-    use_if_right(rig.runner, lambda: rig.runner.record([1, 2], recorder, spare, rig.longest), shard)
+    use_if_right(
+        rig.runner, lambda: rig.runner.record([1, 2], recorder, spare, rig.longest, all_can)
+    )
     return rig
 
 
@@ -100,12 +94,30 @@ def test_want_of_memory_is_for_those_who_can_take_less(decoder: Decoder) -> None
         use(decoder, RecordsBy(record))
 
 
+@pytest.mark.parametrize("asked", [0, 1, 2], ids=["a size", "the next size", "the proof"])
 def test_no_rank_uses_its_own_where_another_has_none(
-    decoder: Decoder, caplog: pytest.LogCaptureFixture
+    decoder: Decoder, asked: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Each rank asks the others as often, whatever it finds itself: nobody waits for ever."""
+    answers = [True] * asked + [False]
     recorder = OpRecorder()
-    rig = use(decoder, recorder, WithAnotherRank())
+    rig = use(decoder, recorder, lambda own: answers.pop(0))
+    assert answers == []
     of_proof = recorder.replays
     tokens(rig)
     assert recorder.replays == of_proof
     assert caplog.messages == ["decode steps are not recorded: another rank could not"]
+
+
+def test_a_rank_tells_the_others_what_it_cannot(decoder: Decoder) -> None:
+    def record(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Replay]:
+        raise RuntimeError("not permitted")
+
+    told: list[bool] = []
+
+    def all_can(own: bool) -> bool:
+        told.append(own)
+        return own
+
+    use(decoder, RecordsBy(record), all_can)
+    assert told == [False]
