@@ -51,5 +51,8 @@ class CausalModel(Protocol):
         `pool` has an entry for each layer: what the model's pool shape allocates, KV or states.
         """
 
+    def forget(self, pool: list[Any], row: int, /) -> None:
+        """Clear what `pool` keeps of a sequence in this row, beside its blocks."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] of `forward` to logits [rows, vocab_size]."""

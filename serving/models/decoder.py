@@ -56,6 +56,9 @@ class Decoder:
             residual += x
         return residual
 
+    def forget(self, pool: list[KvLayer], row: int) -> None:
+        """Nothing: blocks are all that is kept."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] from `forward` to logits [rows, vocab_size]."""
         return self._output(hidden)

@@ -96,6 +96,9 @@ class EncoderDecoder:
         hidden[step.decoder.flat[:count]] = decoded[:count]
         return hidden
 
+    def forget(self, pool: list[KvLayer], row: int) -> None:
+        """Nothing: a prompt overwrites all of its row."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] from `forward` to logits [rows, vocab_size]."""
         normed = self._decoder_norm.add(None, hidden)

@@ -43,7 +43,7 @@ class MambaLoad:
 class Mamba:
     """A loaded model: token ids to hidden states, hidden states to logits."""
 
-    is_capturable = False  # states are advanced by plain torch, chunk by chunk
+    is_capturable = True  # decodes advance their states all at once
 
     def __init__(self, load: MambaLoad) -> None:
         """Read all weights of this rank. Raises `ValueError` if ranks cannot divide them."""
@@ -72,9 +72,7 @@ class Mamba:
         """
         for chunk in batch.chunks:
             if not chunk.cached_len:
-                for layer in states:
-                    layer.convolution[chunk.row] = 0
-                    layer.recurrent[chunk.row] = 0
+                self.forget(states, chunk.row)
         residual = self._embedding(token_ids)
         if self.spec.wide_residual:
             residual = residual.float()
@@ -85,6 +83,12 @@ class Mamba:
         if x is not None:
             residual += x
         return residual
+
+    def forget(self, states: list[StateLayer], row: int) -> None:
+        """Clear a row of the states."""
+        for layer in states:
+            layer.convolution[row] = 0
+            layer.recurrent[row] = 0
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] from `forward` to logits [rows, vocab_size]."""

@@ -69,6 +69,9 @@ class TransformersDecoder:
         self._attention.end()
         return hidden[0]
 
+    def forget(self, pool: list[KvLayer], row: int) -> None:
+        """Nothing: blocks are all that is kept."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [rows, hidden] from `forward` to logits [rows, vocab_size]."""
         logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits

@@ -54,7 +54,8 @@ class MambaRig(SequenceRig):
         self, loaded: Loaded, num_blocks: int = 256, token_budget: int = 512, max_rows: int = 8
     ) -> None:
         shape = state_shape(loaded.decoder.spec, loaded.shard, BLOCK_SIZE, loaded.dtype)
-        self.pool = kv_cache.allocate(shape, num_blocks, CPU, max_rows)
+        rows = max_rows + 1  # one that belongs to no sequence
+        self.pool = kv_cache.allocate(shape, num_blocks, CPU, rows)
         for layer in self.pool:
             layer.convolution.fill_(7.0)
             layer.recurrent.fill_(7.0)

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from mamba_rig import Loaded, MambaRig, load
+from op_recorder import OpRecorder
 from rank_group import Answer, Job, run_jobs
 from reference import answers
 from safetensors.torch import load_file, save_file
+from sequence_rig import BLOCK_SIZE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from local_mode.tiny_variants_mamba import VARIANTS, write_checkpoint
 from serving.engine.start.model_files import read_spec
+from serving.engine.start.recorded_steps import use_if_right
+from serving.engine.step.decode_graphs import SparePlace
 from serving.errors import StartupError
 from serving.kernels import cpu_ops
 from serving.kernels.compiled_ops import CompiledOps
@@ -187,6 +191,20 @@ def test_half_precision_is_as_exact_as_transformers(oracle: Oracle) -> None:
             found = model(torch.tensor([prompt]), use_cache=False).logits[0, -1].float()
         theirs.append(float((found - oracle.logits[index][0]).abs().max()))
     assert max(ours) < 1.5 * max(theirs)
+
+
+def test_recorded_steps_advance_states(oracle: Oracle, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps of decodes as a GPU records and replays them, padded with a sequence of nobody."""
+    rig, recorder = oracle.rig(), OpRecorder()
+    spare = SparePlace(rig.max_rows, rig.num_blocks, BLOCK_SIZE)
+    use_if_right(rig.runner, lambda: rig.runner.record([1, 4], recorder, spare, rig.longest))
+    assert caplog.messages == []
+    of_proof = recorder.replays
+    for sequence_id, prompt in enumerate(oracle.prompts[:3]):
+        rig.add(sequence_id, prompt, 12)
+    rig.run()
+    assert recorder.replays == of_proof + 11
+    assert [rig.tokens[i] for i in range(3)] == [tokens[:12] for tokens in oracle.tokens[:3]]
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,9 @@ class DecodeGraphs:
         fault = None
         for rows, graph in self._graphs.items():
             graph.numbers.fill(other)
+            self._decoder.forget(self._pool, self._spare.row)
             expected = self._run(graph.numbers).double()
+            self._decoder.forget(self._pool, self._spare.row)
             graph.replay()
             off = float((graph.logits.double() - expected).norm() / expected.norm())
             if not off <= TOLERANCE:  # NaN is not, either

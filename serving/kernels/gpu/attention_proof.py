@@ -60,7 +60,7 @@ def fault_of_writing(write: Write, cache: CachedVectors, dtype: torch.dtype) -> 
     blocks = -(-WRITTEN // cache.block_size) + 1
     slots = torch.randperm(blocks * cache.block_size, generator=noise)[:WRITTEN].to(device)
     numbers = torch.randn(WRITTEN, cache.codes.shape[1], cache.codes.shape[3], generator=noise)
-    found, wanted = (numbers.to(device, dtype) for _ in range(2))
+    found, wanted = (numbers.to(device, dtype, copy=True) for _ in range(2))
     own, other = (empty_like(cache, blocks) for _ in range(2))
     other.store(wanted, slots)
     try:
