@@ -36,6 +36,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     shard: ShardContext = SINGLE,
     quantize: str | None = None,
+    device: torch.device = CPU,
 ) -> Loaded:
     """`quantize`: as the setting."""
     config = read_config(path, Settings())
@@ -43,7 +44,7 @@ def load(
     assert family is not None
     quantization = quantization_of(config, path, quantize)
     spec = read_spec(family, config)
-    model = load_mamba(family, spec, path, dtype, shard, ops, CPU, quantization)
+    model = load_mamba(family, spec, path, dtype, shard, ops, device, quantization)
     return Loaded(model.decoder, ops, dtype, shard)
 
 
@@ -51,17 +52,22 @@ class MambaRig(SequenceRig):
     """A pool of states whose rows are dirty before they are used."""
 
     def __init__(
-        self, loaded: Loaded, num_blocks: int = 256, token_budget: int = 512, max_rows: int = 8
+        self,
+        loaded: Loaded,
+        num_blocks: int = 256,
+        token_budget: int = 512,
+        max_rows: int = 8,
+        device: torch.device = CPU,
     ) -> None:
         shape = state_shape(loaded.decoder.spec, loaded.shard, BLOCK_SIZE, loaded.dtype)
         rows = max_rows + 1  # one that belongs to no sequence
-        self.pool = kv_cache.allocate(shape, num_blocks, CPU, rows)
+        self.pool = kv_cache.allocate(shape, num_blocks, device, rows)
         for layer in self.pool:
             layer.convolution.fill_(7.0)
             layer.recurrent.fill_(7.0)
         super().__init__(
             loaded.decoder, self.pool, loaded.ops, num_blocks, max_rows, token_budget, LONGEST,
-            TRAITS,
+            TRAITS, device=device,
         )  # fmt: skip
         self.mixed_steps = 0  # with decodes and chunks
 

@@ -5,12 +5,13 @@ triton, imported. Nothing here waits for the device, so that decode steps can be
 `paged_decode.py`, `ragged_prefill.py`, `attention_kinds.py`.
 """
 
+import logging
 from collections.abc import Callable
 
 import torch
 
 from serving.kernels.attention_batch import AttentionBatch
-from serving.kernels.gpu import gated, greedy, heaviest, norms, rotary
+from serving.kernels.gpu import gated, greedy, heaviest, norms, rotary, state_scan
 from serving.kernels.gpu.attention_kinds import AttentionKinds, Choice, OwnKernels
 from serving.kernels.gpu.attention_sample import Sample
 from serving.kernels.gpu.attention_tiles import splits_for
@@ -19,14 +20,16 @@ from serving.kernels.gpu.flash_prefill import candidates
 from serving.kernels.gpu.paged_decode import paged_decode
 from serving.kernels.gpu.ragged_prefill import ragged, ragged_prefill
 from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
+from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
+log = logging.getLogger(__name__)
 OUR_OWN = Choice()
 
 
 class TritonOps(TorchOps):
-    """Operations of a decoder, in one or two launches each; T5's and Mamba's own are torch's."""
+    """Operations of a model, in one or two launches each; T5's own are torch's."""
 
     name = "triton"
 
@@ -38,6 +41,7 @@ class TritonOps(TorchOps):
         own = OwnKernels(rotary.write_vectors, self._attend_sample, _own_prompts)
         is_gpu = device.type == "cuda"
         self._kinds = AttentionKinds(own, candidates(), device) if is_gpu else None
+        self._scans: dict[torch.Size, bool] = {}  # by state and channels, whether ours is right
 
     @property
     def is_capturable(self) -> bool:
@@ -164,6 +168,19 @@ class TritonOps(TorchOps):
         output = query.new_empty(*query.shape[:2], kv.value_dim)
         self._attend(query, kv, batch, rule, output)
         return output
+
+    def selective_scan(
+        self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """See `TorchOps`, which serves where our kernel does not come out right on this GPU."""
+        if self._kinds is not None and rates.shape not in self._scans:
+            fault = state_scan.fault_of(rates)
+            if fault is not None:
+                log.warning("state spaces: torch; not triton (%s)", fault)
+            self._scans[rates.shape] = fault is None
+        if not self._scans.get(rates.shape, True):
+            return super().selective_scan(inputs, rates, pool, batch)
+        return state_scan.advance(inputs, rates, pool, batch)
 
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `TorchOps`."""

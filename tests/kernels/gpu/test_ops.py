@@ -7,6 +7,7 @@ import torch
 from attention_scene import Scene
 
 pytest.importorskip("triton")
+from serving.kernels import selective_scan
 from serving.kernels.gpu import ops as gpu_ops
 from serving.kernels.gpu.attention_kinds import Choice
 from serving.kernels.gpu.ops import TritonOps
@@ -91,6 +92,25 @@ def test_plain_torch_serves_what_our_kernels_compute_wrong(library: Library) -> 
     assert library.calls == []
     assert not ops.is_capturable
     assert ops_with(Choice()).is_capturable
+
+
+@pytest.mark.parametrize("fault", [None, "it is off by 1.0e+00"])
+def test_state_spaces_are_proved_once(
+    fault: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[torch.Size] = []
+    monkeypatch.setattr(
+        gpu_ops.state_scan, "fault_of", lambda rates: asked.append(rates.shape) or fault
+    )
+    monkeypatch.setattr(gpu_ops.state_scan, "advance", lambda *_: "ours")
+    monkeypatch.setattr(selective_scan, "advance", lambda *_: "torch's")
+    ops, rates = ops_with(Choice()), torch.zeros(16, 64)
+    nothing: Any = None
+    served = [ops.selective_scan(nothing, rates, nothing, nothing) for _ in range(3)]
+    assert served == [("torch's" if fault else "ours")] * 3
+    assert asked == [rates.shape]
+    told = [f"state spaces: torch; not triton ({fault})"] if fault else []
+    assert caplog.messages == told
 
 
 def test_plain_torch_writes_what_our_kernels_write_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

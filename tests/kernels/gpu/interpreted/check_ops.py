@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from engine_rig import Rig, load_decoder
+from mamba_rig import MambaRig
+from mamba_rig import load as load_mamba
 from sequence_rig import BLOCK_SIZE
 
+from local_mode import tiny_variants_mamba
 from local_mode.tiny_model import write_checkpoint
 from serving.engine.plan import Plan
 from serving.engine.step.decode_graphs import CudaRecorder, Replay, SparePlace
@@ -67,6 +70,22 @@ def test_a_model_chooses_the_tokens_of_the_cpu(model: str, tmp_path: Path, devic
     for number in range(len(prompts)):
         found, expected = (torch.stack(rig.logits[number]).cpu() for rig in rigs)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_state_space_chooses_the_tokens_of_the_cpu(tmp_path: Path, device: str) -> None:
+    path, there = (
+        tiny_variants_mamba.write_checkpoint("falcon_mamba", tmp_path),
+        torch.device(device),
+    )
+    rigs = [
+        MambaRig(load_mamba(path, ops, device=where), token_budget=24, device=where)
+        for ops, where in ((TritonOps(there), there), (TorchOps(), torch.device("cpu")))
+    ]
+    prompts = [[(7 * number + 3) % 320 for number in range(length)] for length in (26, 1, 8)]
+    found, expected = (rig.answers(prompts, 3) for rig in rigs)
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        torch.testing.assert_close(one.logits.cpu(), other.logits, rtol=1e-4, atol=1e-4)
 
 
 class Rerun:
