@@ -31,7 +31,7 @@ WARM_TOKENS = 16
 # Of the server's log: what it has decided by itself.
 SHOWN_LINES = (
     "operations: ", "kv pool: ", "recorded ", "decode steps are not", "prompt attention",
-    "attention", "writing of the kv cache",
+    "attention", "writing of the kv cache", "state spaces",
 )  # fmt: skip
 NAMES = (
     "output tokens a second", "prompt tokens a second", "first token, p50", "first token, p99",
