@@ -10,8 +10,11 @@ import torch
 pytest.importorskip("triton")
 from engine_rig import Rig, load_decoder
 from fake_gpu import GPU, FakeGpu, fake_gpu
-from sequence_rig import BLOCK_SIZE
+from mamba_rig import MambaRig
+from mamba_rig import load as load_mamba
+from sequence_rig import BLOCK_SIZE, SequenceRig
 
+from local_mode import tiny_variants_mamba
 from local_mode.tiny_model import write_checkpoint
 from serving.engine.step.decode_graphs import Replay, SparePlace
 from serving.kernels.gpu.ops import TritonOps
@@ -45,7 +48,7 @@ def rig_on_gpu(path: Path, ops: TorchOps, kv_cache_dtype: str | None = None) -> 
     )  # fmt: skip
 
 
-def run(rig: Rig) -> None:
+def run(rig: SequenceRig) -> None:
     source = random.Random(3)
     for number, length in enumerate((37, 1, 64, 5)):
         prompt = [source.randrange(3, 320) for _ in range(length)]
@@ -66,6 +69,17 @@ def test_steps_keep_to_the_device(path: Path, gpu: FakeGpu) -> None:
 def test_coded_caches_keep_to_the_device(path: Path, gpu: FakeGpu, kv_cache_dtype: str) -> None:
     run(rig_on_gpu(path, TritonOps(GPU), kv_cache_dtype))
     assert set(gpu.launches) >= ATTENTION
+
+
+def test_a_state_space_keeps_to_the_device(tmp_path: Path, gpu: FakeGpu) -> None:
+    path = tiny_variants_mamba.write_checkpoint("mamba", tmp_path / "mamba")
+    rig = MambaRig(load_mamba(path, TritonOps(GPU), device=GPU), token_budget=40, device=GPU)
+    spare = SparePlace(rig.max_rows, rig.num_blocks, BLOCK_SIZE)
+    recorder = Kept()
+    rig.runner.record([1, 2, 4], recorder, spare, rig.longest)
+    run(rig)
+    assert "_scan_kernel" in gpu.launches
+    assert recorder.replays > 0
 
 
 def test_plain_torch_keeps_to_the_device(path: Path, gpu: FakeGpu) -> None:

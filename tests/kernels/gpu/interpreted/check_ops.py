@@ -73,10 +73,8 @@ def test_a_model_chooses_the_tokens_of_the_cpu(model: str, tmp_path: Path, devic
 
 
 def test_a_state_space_chooses_the_tokens_of_the_cpu(tmp_path: Path, device: str) -> None:
-    path, there = (
-        tiny_variants_mamba.write_checkpoint("falcon_mamba", tmp_path),
-        torch.device(device),
-    )
+    path = tiny_variants_mamba.write_checkpoint("falcon_mamba", tmp_path)
+    there = torch.device(device)
     rigs = [
         MambaRig(load_mamba(path, ops, device=where), token_budget=24, device=where)
         for ops, where in ((TritonOps(there), there), (TorchOps(), torch.device("cpu")))
