@@ -5,6 +5,7 @@ or a GPU that triton does not suit shows here, and not in a user's text.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -50,15 +51,28 @@ def results(ops: TorchOps, device: torch.device) -> Results:
     residual = numbers(3, 512)
     yield "rms norm of a sum", ops.add_rms_norm(rows.clone(), residual, weight, 1e-6)
     yield "residual", residual
+    yield "layer norm", ops.layer_norm(rows, weight, weight, 1e-6)
     yield "gated activation", ops.gated(rows, "silu")
     yield from _attention(ops, numbers, device)
     logits = numbers(2, VOCABULARY)
     ids, logprobs = ops.greedy(logits)
     yield "greedy choice", ids.double()
     yield "its log-probability", logprobs
-    scores = logits.float()
-    ops.keep_top_p(scores, torch.tensor([0.5, 0.9], device=device))
-    yield "top-p", scores.exp()
+    yield from _filters(ops, logits.float(), device)
+
+
+def _filters(ops: TorchOps, scores: torch.Tensor, device: torch.device) -> Results:
+    """What two rows keep, as weights."""
+    most, share = torch.tensor([3, 40], device=device), torch.tensor([0.5, 0.9], device=device)
+
+    def kept(rule: Callable[..., None], *values: Any) -> torch.Tensor:
+        rows = scores.clone()
+        rule(rows, *values)
+        return rows.exp()
+
+    yield "top-k", kept(ops.keep_top_k, most, 40)
+    yield "top-p", kept(ops.keep_top_p, share)
+    yield "typical-p", kept(ops.keep_typical, share)
 
 
 def _attention(

@@ -48,6 +48,16 @@ def test_the_proof_finds_a_wrong_result(operation: str, deviation: float, device
     assert "is off by" in fault
 
 
+@pytest.mark.parametrize("rule", ["top_k", "top_p", "typical"])
+def test_the_proof_finds_what_a_filter_leaves(rule: str, device: str) -> None:
+    there = torch.device(device)
+    ops = TritonOps(there)
+    setattr(ops, f"keep_{rule}", lambda *_: None)
+    fault = proof.fault_of(ops, there)
+    assert fault is not None
+    assert fault.startswith(rule.replace("_", "-"))
+
+
 def rig_of(path: Path, ops: TorchOps, device: str, **options: Any) -> Rig:
     there = torch.device(device)
     return Rig(load_decoder(path, ops, device=there), ops, device=there, **options)
