@@ -12,6 +12,7 @@ from benchmarks.gpu import (
     elementwise_cases,
     expert_cases,
     sampling_cases,
+    state_cases,
     weight_cases,
 )
 from benchmarks.gpu.kernel_case import COLUMNS, TARGET_ERROR, Case, measure
@@ -51,6 +52,11 @@ def experts(setting: Setting, report: Report) -> None:
     """Mixtures of experts."""
     _run("Experts", expert_cases.cases, setting, report)
     report.remark("Routing is not timed. The bound counts the experts that are chosen on average.")
+
+
+def states(setting: Setting, report: Report) -> None:
+    """State spaces."""
+    _run("State spaces", state_cases.cases, setting, report)
 
 
 def _run(

@@ -44,6 +44,7 @@ PARTS = (
     Part("kernels", "kernel_parts", "sampling"),
     Part("kernels", "kernel_parts", "weights"),
     Part("kernels", "kernel_parts", "experts"),
+    Part("kernels", "kernel_parts", "states"),
     Part("engine", "engine_part"),
     Part("http", "http_part"),
     Part("correctness", "token_part", "tokens"),

@@ -62,14 +62,14 @@ def test_a_tiny_run_measures_what_needs_no_gpu(tmp_path: Path) -> None:
     assert "Traceback" not in output
     assert table_titles(page) == [
         "## Machine", "## Attention over the paged cache", "## Between the products",
-        "## Choice of tokens", "## Weights, plain and quantized", "## Experts",
+        "## Choice of tokens", "## Weights, plain and quantized", "## Experts", "## State spaces",
         "## Engine: steps and prompts",
         "## Engine: the loop with 4 sequences", "## Correctness: tokens of small float32 models",
         "## Correctness: tests of the kernels on the GPU",
     ]  # fmt: skip
     rows = rows_of(page)
     kernels = [row for row in rows if len(row) == len(kernel_case.COLUMNS) and row[-1] == "met"]
-    assert len(kernels) == 5 + 6 + 4 + 8 + 4
+    assert len(kernels) == 5 + 6 + 4 + 8 + 4 + 2
     for row in kernels:
         assert all(row), row
         assert float(row[3]) > 0
