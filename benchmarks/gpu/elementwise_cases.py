@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.kernel_case import MOST_RECORDED, Case, Instance, relative_error
+from benchmarks.gpu.kernel_case import MOST_RECORDED, Case, Instance, relative_error, worst
 from benchmarks.gpu.paged_step import make_step
 from benchmarks.gpu.roofline import WIDTH, Work
 from benchmarks.gpu.setting import Setting
@@ -51,7 +51,7 @@ def _norm(setting: Setting, tokens: int) -> Case:
             total = kept[0].float() + kept[1].float()
             expected = F.rms_norm(total, (hidden,), weight.float(), EPS)
             found = ours()
-            return max(relative_error(found, expected), relative_error(residual, total))
+            return worst(relative_error(found, expected), relative_error(residual, total))
 
         return Instance(ours, error, torchs, prepare)
 
@@ -84,7 +84,7 @@ def _rotation(setting: Setting, tokens: int) -> Case:
             written = _at(step.kv.keys, step.batch.slots), _at(step.kv.values, step.batch.slots)
             expected = _at(kv.keys, step.batch.slots), _at(kv.values, step.batch.slots)
             pairs = [(step.qkv, wide), *zip(written, expected, strict=True)]
-            return max(relative_error(found, other) for found, other in pairs)
+            return worst(*(relative_error(found, other) for found, other in pairs))
 
         return Instance(ours, error, torchs)
 

@@ -5,6 +5,7 @@ several times where a single set of it would stay in a GPU's cache: in a model, 
 of its own.
 """
 
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference over that of what is expected; NaN where either is."""
     wide = expected.double()
     return float((found.double() - wide).norm() / wide.norm())
+
+
+def worst(*errors: float) -> float:
+    """The largest; NaN if one is."""
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _measured(case: Case, setting: Setting, report: Report) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.gpu.kernel_case import MOST_RECORDED, Case, Instance, relative_error
+from benchmarks.gpu.kernel_case import MOST_RECORDED, Case, Instance, relative_error, worst
 from benchmarks.gpu.roofline import Work
 from benchmarks.gpu.setting import Setting
 from serving.kernels import selective_scan
@@ -48,7 +48,7 @@ def _case(setting: Setting, tokens: int) -> Case:
         def error() -> float:
             other = kept.clone()
             expected = selective_scan.advance(inputs, rates, other, batch)
-            return max(relative_error(ours(), expected), relative_error(pool, other))
+            return worst(relative_error(ours(), expected), relative_error(pool, other))
 
         def prepare() -> None:
             pool.copy_(kept)

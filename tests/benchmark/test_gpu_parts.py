@@ -1,5 +1,6 @@
 """What the parts of the GPU benchmark are made of: models, rigs, clocks, comparisons, checks."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import engine_rig, kernel_checks, roofline, timing, token_check
+from benchmarks.gpu import engine_rig, kernel_case, kernel_checks, roofline, timing, token_check
 from benchmarks.gpu.drawn_model import DrawnTensors, draw_model
 from benchmarks.make_model import SHAPES
 from serving.engine.step.decode_graphs import Replay
@@ -45,6 +46,12 @@ def test_a_drawn_model_reads_every_tensor_of_a_checkpoint_once(shape: str, untie
     embedding = given.vocabulary * given.hidden
     assert sum(seen) == roofline.step_weights(given) + untied * embedding
     assert model.weight_bytes == 2 * sum(seen)
+
+
+def test_an_error_that_is_no_number_is_the_worst() -> None:
+    assert kernel_case.worst(0.1, 0.3, 0.2) == 0.3
+    for errors in ((math.nan, 0.1), (0.1, math.nan)):
+        assert math.isnan(kernel_case.worst(*errors))
 
 
 def test_tokens_are_compared_up_to_the_first_difference() -> None:

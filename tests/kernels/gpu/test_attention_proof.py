@@ -74,6 +74,17 @@ def test_right_writing(stored: torch.dtype) -> None:
     assert fault is None
 
 
+@pytest.mark.parametrize("part", ["read", "cache"])
+def test_numbers_that_are_none(part: str) -> None:
+    def write(rows: torch.Tensor, cache: CachedVectors, slots: torch.Tensor) -> None:
+        cache.store(rows, slots)
+        spoilt = rows if part == "read" else cache.codes
+        spoilt[0] = float("nan")
+
+    found = fault_of_writing(write, cache_of(torch.bfloat16), torch.bfloat16)
+    assert found == "what it writes is off by nan"
+
+
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("spoilt", ["a slot", "what is read"])
 def test_wrong_writing(spoilt: str, stored: torch.dtype) -> None:

@@ -1,5 +1,7 @@
 """The recurrence of state spaces against plain torch, over steps of decodes, chunks and padding."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -68,11 +70,17 @@ def test_other_rows_stay_as_they_are(device: str) -> None:
 def test_the_proof_before_use(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = -torch.rand(4, 40, device=device)
     assert state_scan.fault_of(rates) is None
-    right = selective_scan.advance
-    monkeypatch.setattr(selective_scan, "advance", lambda *step: right(*step) * 1.01)
-    fault = state_scan.fault_of(rates)
-    assert fault is not None
-    assert fault.startswith("it is off by ")
+    right = state_scan.advance
+    monkeypatch.setattr(state_scan, "advance", lambda *step: right(*step) * 1.01)
+    assert state_scan.fault_of(rates) == "it is off by 1.0e-02"
+
+    def spoil_a_state(*step: Any) -> torch.Tensor:
+        found = right(*step)
+        step[2][3] = float("nan")
+        return found
+
+    monkeypatch.setattr(state_scan, "advance", spoil_a_state)
+    assert state_scan.fault_of(rates) == "it is off by nan"
 
 
 def test_what_is_not_float32_is_refused(device: str) -> None:
