@@ -1,7 +1,7 @@
 """Makes triton's interpreter compute as a GPU does: it truncates where that rounds.
 
 And it multiplies the bits of bfloat16, as if they were integers. What it puts into triton's modules
-anew at each call, which is a third of its time, is put there once.
+anew at each call, a quarter of its time, is put there once.
 """
 
 from collections.abc import Callable
