@@ -23,6 +23,7 @@ from serving.engine.step.device_copy import upload
 from serving.engine.step.step_inputs import known_ids
 from serving.kernels.attention_batch import AttentionBatch
 from serving.kernels.first_line import first_line
+from serving.kernels.gpu.deviation import off_by
 from serving.kernels.gpu.recording import recorded, run_beside
 from serving.models.causal_model import CausalModel
 
@@ -161,12 +162,12 @@ class DecodeGraphs:
         for rows, graph in self._graphs.items():
             graph.numbers.fill(other)
             self._decoder.forget(self._pool, self._spare.row)
-            expected = self._run(graph.numbers).double()
+            expected = self._run(graph.numbers)
             self._decoder.forget(self._pool, self._spare.row)
             graph.replay()
-            off = float((graph.logits.double() - expected).norm() / expected.norm())
-            if not off <= TOLERANCE:  # NaN is not, either
-                fault = fault or f"a replay of {rows} rows is off by {off:.1e}"
+            off = off_by(graph.logits, expected, TOLERANCE)
+            if off is not None:
+                fault = fault or f"a replay of {rows} rows {off}"
         self._agree(fault)
 
     def has_room(self, arrays: StepArrays) -> bool:

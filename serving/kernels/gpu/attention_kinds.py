@@ -6,7 +6,6 @@ does; of prompts without a cached prefix a library may be faster. Next: `attenti
 `prefill_choice.py`.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,10 @@ from serving.kernels.gpu.attention_proof import Attend, Write, fault_of, fault_o
 from serving.kernels.gpu.attention_sample import AttentionShape, Sample
 from serving.kernels.gpu.flash_prefill import PrefillLibrary
 from serving.kernels.gpu.prefill_choice import choose, told
+from serving.kernels.gpu.proofs import Proofs
 from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,15 @@ class AttentionKinds:
     """The kinds that a model has turned out to have."""
 
     def __init__(
-        self, own: OwnKernels, libraries: Sequence[PrefillLibrary], device: torch.device
+        self,
+        own: OwnKernels,
+        libraries: Sequence[PrefillLibrary],
+        device: torch.device,
+        proofs: Proofs,
     ) -> None:
         """`libraries`: that may be chosen where they suit a kind."""
-        self._own, self._libraries, self._device = own, libraries, device
+        self._own, self._libraries, self._device, self._proofs = own, libraries, device, proofs
         self._chosen: dict[object, Choice] = {}
-        self._written: dict[object, bool] = {}
 
     @property
     def are_own(self) -> bool:
@@ -59,12 +60,9 @@ class AttentionKinds:
     def writes(self, cache: CachedVectors, dtype: torch.dtype) -> bool:
         """Whether our kernels put rows of `dtype` into such caches; the first call proves it."""
         form = (cache.codes.shape[1:], cache.codes.dtype, dtype)
-        if form not in self._written:
-            fault = fault_of_writing(self._own.write, cache, dtype)
-            if fault is not None:
-                log.warning("writing of the kv cache: torch; not triton (%s)", fault)
-            self._written[form] = fault is None
-        return self._written[form]
+        return self._proofs.hold(
+            "writing of the kv cache", form, lambda: fault_of_writing(self._own.write, cache, dtype)
+        )
 
     def choice(
         self, layout: HeadLayout, kv: KvLayer | LatentKv, rule: ScoreRule, dtype: torch.dtype
@@ -76,13 +74,15 @@ class AttentionKinds:
         kind = (layout, rule.scale, rule.window, rule.soft_cap, biased, dtype, stored, value_dim)
         if kind not in self._chosen:
             shape = AttentionShape(layout, dtype, cache.block_size, stored, value_dim)
-            self._chosen[kind] = self._choose(shape, rule)
+            self._chosen[kind] = self._choose(kind, shape, rule)
         return self._chosen[kind]
 
-    def _choose(self, shape: AttentionShape, rule: ScoreRule) -> Choice:
-        fault = fault_of(self._own.attend, shape, rule, self._device)
-        if fault is not None:
-            log.warning("%s: torch; not triton (%s)", told("attention", rule), fault)
+    def _choose(self, kind: object, shape: AttentionShape, rule: ScoreRule) -> Choice:
+        if not self._proofs.hold(
+            told("attention", rule),
+            kind,
+            lambda: fault_of(self._own.attend, shape, rule, self._device),
+        ):
             return Choice(is_own=False)
         if shape.value_dim is not None or not self._libraries:
             return Choice()

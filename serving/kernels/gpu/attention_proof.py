@@ -18,6 +18,7 @@ from serving.kernels.gpu.attention_sample import (
     expected,
     make_sample,
 )
+from serving.kernels.gpu.deviation import off_by
 from serving.kernels.kv_format import CachedVectors
 from serving.kernels.torch_attention import ScoreRule
 
@@ -25,7 +26,6 @@ CHUNKS = ((0, 7), (33, 130), (0, 40))  # cached and new tokens; more and less th
 CONTEXTS = (1, 16, 300)  # of decodes
 WINDOW = 24  # at most, so that what is beyond is there
 TOLERANCE = 1e-2  # of the result's norm: rounding to bfloat16; a wrong row is off by more
-
 WRITTEN = 50  # tokens that are put into a cache
 
 # Attention of all rows of a sample into `sample.out`.
@@ -38,9 +38,7 @@ def fault_of(
     attend: Attend, shape: AttentionShape, rule: ScoreRule, device: torch.device
 ) -> str | None:
     """What is wrong with this kind of attention; None: nothing."""
-    sample = make_sample(
-        shape, replace(rule, window=min(rule.window, WINDOW)), device, CHUNKS, CONTEXTS
-    )
+    sample = make_sample(shape, narrowed(rule), device, CHUNKS, CONTEXTS)
     try:
         attend(sample)
         found = sample.out.cpu()
@@ -48,9 +46,9 @@ def fault_of(
         return f"{type(error).__name__}: {first_line(error)}"
     wanted, decodes = expected(sample), len(CONTEXTS)
     for what, rows in (("decodes", slice(decodes)), ("prompts", slice(decodes, None))):
-        off = deviation(found[rows], wanted[rows])
-        if not off <= TOLERANCE:  # NaN is not, either
-            return f"attention of {what} is off by {off:.1e}"
+        fault = off_by(found[rows], wanted[rows], TOLERANCE)
+        if fault is not None:
+            return f"attention of {what} {fault}"
     return None
 
 
@@ -67,14 +65,12 @@ def fault_of_writing(write: Write, cache: CachedVectors, dtype: torch.dtype) -> 
         write(found, own, slots)
         every = torch.arange(blocks, device=device)
         pairs = ((found, wanted), (own.load(every, dtype), other.load(every, dtype)))
-        off = [deviation(one.cpu(), another.cpu()) for one, another in pairs]
+        faults = [off_by(one, another, TOLERANCE) for one, another in pairs]
     except Exception as error:  # as above
         return f"{type(error).__name__}: {first_line(error)}"
-    wrong = [one for one in off if not one <= TOLERANCE]  # NaN is wrong, too
-    return f"what it writes is off by {wrong[0]:.1e}" if wrong else None
+    return next((f"what it writes {fault}" for fault in faults if fault is not None), None)
 
 
-def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Distance of a result from what it should be, relative to that."""
-    found, wanted = found.double(), wanted.double()
-    return float((found - wanted).norm() / wanted.norm())
+def narrowed(rule: ScoreRule) -> ScoreRule:
+    """With a window that is shorter than what is proved, if there is one."""
+    return replace(rule, window=min(rule.window, WINDOW))

@@ -35,8 +35,6 @@ class Sample:
     query: torch.Tensor  # [tokens, heads, dim]
     key: torch.Tensor  # [tokens, kv_heads, dim], as `value`: the step's own
     value: torch.Tensor
-    starts: torch.Tensor  # int32 [chunks + 1]: of the chunks' rows, from the first chunk on
-    longest: int  # rows of a chunk
     kv: KvLayer | LatentKv
     batch: AttentionBatch
     rule: ScoreRule
@@ -79,13 +77,9 @@ def make_sample(
     )
     key, value = keys[own], values[own]
     query = shape.layout.split(numbers(len(own)))[0]
-    starts = [0, *accumulate(count for _, count in chunks)]
     batch = _batch(tables, lengths, new, len(contexts), torch.cat(slots)[own])
     out = query.new_zeros(*query.shape[:2], shape.value_dim or shape.layout.head_dim)
-    return Sample(
-        query, key, value, torch.tensor(starts, dtype=torch.int32, device=device),
-        max((count for _, count in chunks), default=0), kv, batch, rule, out,
-    )  # fmt: skip
+    return Sample(query, key, value, kv, batch, rule, out)
 
 
 def expected(sample: Sample) -> torch.Tensor:

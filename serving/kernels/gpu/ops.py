@@ -5,7 +5,6 @@ triton, imported. Nothing here waits for the device, so that decode steps can be
 `paged_decode.py`, `ragged_prefill.py`, `attention_kinds.py`.
 """
 
-import logging
 from collections.abc import Callable
 
 import torch
@@ -15,16 +14,17 @@ from serving.kernels.gpu import gated, greedy, heaviest, norms, rotary, state_sc
 from serving.kernels.gpu.attention_kinds import AttentionKinds, Choice, OwnKernels
 from serving.kernels.gpu.attention_sample import Sample
 from serving.kernels.gpu.attention_tiles import splits_for
-from serving.kernels.gpu.device import int32_on, processors
+from serving.kernels.gpu.chunk_starts import chunk_starts
+from serving.kernels.gpu.device import processors
 from serving.kernels.gpu.flash_prefill import candidates
 from serving.kernels.gpu.paged_decode import paged_decode
+from serving.kernels.gpu.proofs import Proofs
 from serving.kernels.gpu.ragged_prefill import ragged, ragged_prefill
 from serving.kernels.kv_format import CachedVectors, KvLayer, LatentKv
 from serving.kernels.selective_scan import ScanInputs
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
 
-log = logging.getLogger(__name__)
 OUR_OWN = Choice()
 
 
@@ -38,10 +38,11 @@ class TritonOps(TorchOps):
         self._device = device
         self.compiled = device.type == "cuda"
         self._processors = processors(device)
-        own = OwnKernels(rotary.write_vectors, self._attend_sample, _own_prompts)
-        is_gpu = device.type == "cuda"
-        self._kinds = AttentionKinds(own, candidates(), device) if is_gpu else None
-        self._scans: dict[torch.Size, bool] = {}  # by state and channels, whether ours is right
+        self._proofs = Proofs()
+        self._kinds: AttentionKinds | None = None  # where nothing is proved: not on a GPU
+        if self.compiled:
+            own = OwnKernels(rotary.write_vectors, self._attend_sample, _own_prompts)
+            self._kinds = AttentionKinds(own, candidates(), device, self._proofs)
 
     @property
     def is_capturable(self) -> bool:
@@ -149,7 +150,7 @@ class TritonOps(TorchOps):
             self._attend(query, kv, batch, rule, output)
         else:
             self._attend_decodes(query, kv, batch, rule, output)
-            own, (starts, longest) = slice(batch.num_decodes, batch.num_tokens), _starts(batch)
+            own, (starts, longest) = slice(batch.num_decodes, batch.num_tokens), chunk_starts(batch)
             choice.library(query[own], key[own], value[own], starts, longest, rule, output[own])
         return output.view(qkv.shape[0], -1)
 
@@ -173,12 +174,9 @@ class TritonOps(TorchOps):
         self, inputs: ScanInputs, rates: torch.Tensor, pool: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
         """See `TorchOps`, which serves where our kernel does not come out right on this GPU."""
-        if self._kinds is not None and rates.shape not in self._scans:
-            fault = state_scan.fault_of(rates)
-            if fault is not None:
-                log.warning("state spaces: torch; not triton (%s)", fault)
-            self._scans[rates.shape] = fault is None
-        if not self._scans.get(rates.shape, True):
+        if self._kinds is not None and not self._proofs.hold(
+            "state spaces", rates.shape, lambda: state_scan.fault_of(rates)
+        ):
             return super().selective_scan(inputs, rates, pool, batch)
         return state_scan.advance(inputs, rates, pool, batch)
 
@@ -248,15 +246,3 @@ def _own_prompts(sample: Sample) -> Callable[[], None]:
     """Our kernel on the chunks of a sample."""
     chunks = ragged(sample.batch)
     return lambda: ragged_prefill(sample.query, sample.kv, chunks, sample.rule, sample.out)
-
-
-def _starts(batch: AttentionBatch) -> tuple[torch.Tensor, int]:
-    """First tokens of the chunks and their end, int32, without the decodes; tokens of the longest.
-
-    Made by the first layer of a step.
-    """
-    if "starts of chunks" not in batch.memo:
-        starts = [0, *(chunk.stop - batch.num_decodes for chunk in batch.chunks)]
-        batch.memo["starts of chunks"] = int32_on(starts, batch.positions.device)
-    longest = max(chunk.stop - chunk.start for chunk in batch.chunks)
-    return batch.memo["starts of chunks"], longest

@@ -8,13 +8,15 @@ line of the log says what was chosen, and why the others were not. Next: `flash_
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from serving.kernels.first_line import first_line
-from serving.kernels.gpu.attention_proof import TOLERANCE, deviation
+from serving.kernels.gpu.attention_proof import TOLERANCE, narrowed
 from serving.kernels.gpu.attention_sample import AttentionShape, Sample, expected, make_sample
+from serving.kernels.gpu.chunk_starts import chunk_starts
+from serving.kernels.gpu.deviation import off_by
 from serving.kernels.gpu.flash_prefill import PrefillLibrary
 from serving.kernels.gpu.recording import device_seconds
 from serving.kernels.torch_attention import ScoreRule
@@ -22,7 +24,6 @@ from serving.kernels.torch_attention import ScoreRule
 log = logging.getLogger(__name__)
 OWN = "triton"
 PROOF_LENGTHS = (1, 7, 130, 33)  # tokens of the chunks; more and less than a tile has
-PROOF_WINDOW = 24  # at most, so that the chunks are longer
 TIMED_LENGTHS = (2048, 2048)
 TIMED_RUNS = 5
 
@@ -58,10 +59,9 @@ def choose(
     """The fastest library that is right, where one is faster than our own kernel."""
     able: dict[str, PrefillLibrary] = {}
     faults: dict[str, str] = {}
-    small = replace(rule, window=min(rule.window, PROOF_WINDOW))
     for library in libraries:
         fault = library.reason_not(shape.layout, rule, shape.dtype, device)
-        fault = fault or _fault(library, shape, small, device)
+        fault = fault or _fault(library, shape, narrowed(rule), device)
         if fault is None:
             able[library.name] = library
         else:
@@ -75,10 +75,12 @@ def choose(
 
 def _of_library(library: PrefillLibrary) -> Own:
     def ready(sample: Sample) -> Callable[[], None]:
+        starts, longest = chunk_starts(sample.batch)
+
         def run() -> None:
             library(
                 sample.query, sample.key, sample.value,
-                sample.starts, sample.longest, sample.rule, sample.out,
+                starts, longest, sample.rule, sample.out,
             )  # fmt: skip
 
         return run
@@ -96,8 +98,8 @@ def _fault(
         found = sample.out.cpu()
     except Exception as error:  # whatever a library raises where it cannot
         return first_line(error)
-    off = deviation(found, expected(sample))
-    return None if off <= TOLERANCE else f"its result is off by {off:.1e}"
+    fault = off_by(found, expected(sample), TOLERANCE)
+    return None if fault is None else f"its result {fault}"
 
 
 def _fresh(

@@ -11,6 +11,7 @@ import torch
 
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.kernels.first_line import first_line
+from serving.kernels.gpu.deviation import off_by
 from serving.kernels.kv_format import CachedVectors, KvLayer
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
@@ -31,7 +32,7 @@ def fault_of(ops: TorchOps, device: torch.device) -> str | None:
     try:
         pairs = zip(results(ops, device), results(TorchOps(), device), strict=True)
         for (name, found), (_, expected) in pairs:
-            fault = _fault(found, expected)
+            fault = off_by(found, expected, TOLERANCE)
             if fault is not None:
                 return f"{name} {fault}"
     except Exception as error:  # whatever triton, its compiler or the driver raise
@@ -111,8 +112,3 @@ def _batch(device: torch.device) -> AttentionBatch:
         torch.tensor(CONTEXTS, dtype=torch.int32, device=device),
         [chunk],
     )
-
-
-def _fault(found: torch.Tensor, expected: torch.Tensor) -> str | None:
-    off = float((found.double() - expected.double()).norm() / expected.double().norm())
-    return None if off <= TOLERANCE else f"is off by {off:.1e}"  # NaN is, too

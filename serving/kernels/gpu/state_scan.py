@@ -12,6 +12,7 @@ import triton.language as tl
 from serving.kernels import selective_scan
 from serving.kernels.attention_batch import AttentionBatch, PrefillChunk
 from serving.kernels.first_line import first_line
+from serving.kernels.gpu.deviation import off_by
 from serving.kernels.gpu.device import int32_on
 from serving.kernels.selective_scan import ScanInputs
 
@@ -61,11 +62,10 @@ def fault_of(rates: torch.Tensor) -> str | None:
     try:
         found = advance(inputs, rates, own_pool, batch)
         pairs = ((found, wanted), (own_pool, other_pool))
-        off = [float((one - other).norm() / other.norm()) for one, other in pairs]
+        faults = [off_by(one, other, TOLERANCE) for one, other in pairs]
     except Exception as error:  # whatever triton, its compiler or the driver raise
         return f"{type(error).__name__}: {first_line(error)}"
-    wrong = [one for one in off if not one <= TOLERANCE]  # NaN is wrong, too
-    return f"it is off by {wrong[0]:.1e}" if wrong else None
+    return next((f"it {fault}" for fault in faults if fault is not None), None)
 
 
 def _places(batch: AttentionBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from serving.kernels.gpu.attention_sample import AttentionShape, expected, make_sample
+from serving.kernels.gpu.chunk_starts import chunk_starts
 from serving.kernels.kv_format import KvLayer, LatentKv
 from serving.kernels.torch_attention import ScoreRule
 from serving.kernels.torch_ops import HeadLayout, TorchOps
@@ -24,7 +25,8 @@ def test_a_sample_is_a_step() -> None:
     assert batch.positions.tolist() == [0, 39, 0, 1, 2, *range(20, 37)]
     places = [(chunk.start, chunk.stop, chunk.cached_len) for chunk in batch.chunks]
     assert places == [(2, 5, 0), (5, 22, 20)]
-    assert (sample.starts.tolist(), sample.longest) == ([0, 3, 20], 17)
+    starts, longest = chunk_starts(batch)
+    assert (starts.tolist(), longest) == ([0, 3, 20], 17)
     tables = [*batch.block_tables.tolist(), *(chunk.blocks.tolist() for chunk in batch.chunks)]
     used = [*tables[0][:1], *tables[1], *tables[2], *tables[3]]
     assert sorted(used) == list(range(8))
